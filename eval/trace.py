@@ -1,0 +1,88 @@
+"""What happened while one utterance was recognised: everything that is measured is computed from this."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
+
+_EVENTS: dict[str, type[Event]] = {
+    kind.__name__.lower(): kind for kind in (Partial, Final, Endpoint, Closed, Fault)
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One arrival of audio (or its end) and what the recogniser answered to it."""
+
+    audio_ms: float  # audio that had arrived
+    compute_s: float  # how long the answer took
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The steps of one utterance in order; the last one is the flush after all audio."""
+
+    utterance_id: str
+    audio_s: float
+    steps: tuple[Step, ...]
+
+    @property
+    def compute_s(self) -> float:
+        return sum(step.compute_s for step in self.steps)
+
+    @property
+    def finals(self) -> list[Final]:
+        return [event for step in self.steps for event in step.events if isinstance(event, Final)]
+
+    @property
+    def streaming_text(self) -> str:
+        """What was shown last of each utterance before its final: the text without a second pass."""
+        shown = {e.utterance: e.text for step in self.steps for e in step.events if isinstance(e, Partial)}
+        return " ".join(text for text in shown.values() if text)
+
+    @property
+    def final_text(self) -> str:
+        return " ".join(final.text for final in self.finals)
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON object; the words of partials are left out, being most of the bytes and approximate."""
+        return {
+            "id": self.utterance_id,
+            "audio_s": self.audio_s,
+            "steps": [
+                {
+                    "audio_ms": step.audio_ms,
+                    "compute_s": round(step.compute_s, 6),
+                    "events": [_event_as_json(event) for event in step.events],
+                }
+                for step in self.steps
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "Trace":
+        """The inverse of `as_json`; KeyError or TypeError where something is missing."""
+        steps = tuple(
+            Step(
+                step["audio_ms"],
+                step["compute_s"],
+                tuple(_event_from_json(event) for event in step["events"]),
+            )
+            for step in row["steps"]
+        )
+        return cls(row["id"], row["audio_s"], steps)
+
+
+def _event_as_json(event: Event) -> dict[str, Any]:
+    fields = asdict(event)
+    if isinstance(event, Partial):
+        del fields["words"]
+    return {"event": type(event).__name__.lower()} | fields
+
+
+def _event_from_json(row: dict[str, Any]) -> Event:
+    fields = {key: value for key, value in row.items() if key != "event"}
+    if row["event"] == "final":
+        fields["words"] = tuple(Word(**word) for word in fields["words"])
+    return _EVENTS[row["event"]](**fields)
