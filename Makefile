@@ -1,0 +1,39 @@
+# `make demo` and `make test` each do the whole set-up first: all they need is Python >= 3.11, pip and a registry.
+
+# The first Python that runs and is new enough; `make PYTHON=/path/to/python test` overrides it.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+MODEL ?= tiny.en
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check setup clean
+
+demo: setup
+	$(BIN)/asr-stream demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+setup: $(INSTALLED)
+	$(BIN)/asr-stream models fetch $(MODEL)
+
+# The stamp is written last: an interrupted set-up goes on where it stopped (pip keeps what it downloaded).
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "asr-stream needs Python >= 3.11 and found none: install one," \
+		"or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[dev,mic]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

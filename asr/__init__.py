@@ -1,0 +1,1 @@
+"""The models: tensors in, tensors out. Knows no clock, no socket and no event."""

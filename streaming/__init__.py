@@ -1,0 +1,1 @@
+"""Time: what happens when audio arrives. Knows no socket, no file and no wire format."""
