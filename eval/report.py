@@ -20,7 +20,7 @@ from eval.latency import Moment, Revisions, ShownWord
 from eval.trace import Trace
 from eval.wer import Edits, bootstrap_interval, count_edits, grouped, pooled
 
-_PACKAGES = ("torch", "numpy", "openai-whisper", "jiwer")
+_PACKAGES = ("asr-stream", "torch", "numpy", "openai-whisper", "jiwer")
 
 
 @dataclass(frozen=True)

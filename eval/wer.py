@@ -5,6 +5,7 @@ whole utterances (Bisani & Ney, "Bootstrap estimates for confidence intervals in
 evaluation", ICASSP 2004).
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import jiwer
 import numpy as np
 from whisper.normalizers import EnglishTextNormalizer
 
-_normalizer = EnglishTextNormalizer()
+with warnings.catch_warnings():  # it leaves closing its spelling table to the garbage collector
+    warnings.simplefilter("ignore", ResourceWarning)
+    _normalizer = EnglishTextNormalizer()
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ def test_the_three_files(tmp_path: Path) -> None:
     report = summarize(SETTINGS, [ANN, BOB], MACHINE)
     report.write(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == report.summary
-    assert [json.loads(line)["id"] for line in (tmp_path / "utterances.jsonl").open()] == ["1", "2"]
+    lines = (tmp_path / "utterances.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["1", "2"]
     assert "| WER, streaming | 50.00% (95 %: 50.00% to 50.00%) |" in (tmp_path / "report.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "report.json",

@@ -54,7 +54,7 @@ def test_audio_arrives_in_chunks_and_ends_with_what_is_left(
     engine: Callable, utterances: list[Utterance], tmp_path: Path
 ) -> None:
     evaluate(engine(), utterances[:1], out=tmp_path / "out", chunk_ms=400)
-    [trace] = [json.loads(line) for line in (tmp_path / "out/traces.jsonl").open()]
+    trace = json.loads((tmp_path / "out/traces.jsonl").read_text())
     assert [step["audio_ms"] for step in trace["steps"]] == [400, 800, 900, 900]
 
 
