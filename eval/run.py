@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from asr.audio import SAMPLE_RATE, load
+from asr.audio import SAMPLE_RATE, Samples, read_audio
 from eval.datasets import Utterance
 from eval.report import Report, describe_machine, json_line, summarize, write_atomically
 from eval.trace import Step, Trace
@@ -28,7 +28,7 @@ class EvaluationError(RuntimeError):
 class Conversation(Protocol):
     """What is needed of a session (streaming/session.py)."""
 
-    def receive_samples(self, samples: np.ndarray) -> None: ...
+    def receive_samples(self, samples: Samples) -> None: ...
     def finish(self) -> None: ...
     def events(self) -> list[Event]: ...
 
@@ -59,7 +59,8 @@ def evaluate(
     policy: a name for how the engine decides, for the report.
     resume: go on with the run that `out` holds; otherwise that run is forgotten.
     progress: told (utterances done, of how many) at the start and after each.
-    Raises EvaluationError where `out` holds a run with other settings or the engine fails.
+    Raises EvaluationError where `out` holds a run with other settings or the engine fails, AudioError where a
+    file cannot be read.
     """
     settings = {"model": engine.model_name, "policy": policy, "chunk_ms": chunk_ms, "final_pass": final_pass}
     options = SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass)
@@ -72,7 +73,7 @@ def evaluate(
         progress(n_done, len(utterances))
     with (out / "traces.jsonl").open("a", encoding="utf-8") as log:
         for utterance in missing:
-            trace = recognise(engine, utterance.id, load(utterance.audio), options)
+            trace = recognise(engine, utterance.id, read_audio(utterance.audio), options)
             log.write(json_line(trace.as_json()))
             log.flush()
             traces[utterance.id] = trace
@@ -85,7 +86,7 @@ def evaluate(
     return report
 
 
-def recognise(engine: Recogniser, utterance_id: str, samples: np.ndarray, options: SessionOptions) -> Trace:
+def recognise(engine: Recogniser, utterance_id: str, samples: Samples, options: SessionOptions) -> Trace:
     """Streams `samples` (n,) float32 of 16 kHz through a session of its own; the last step is the flush."""
     session = engine.open(options)
     n_chunk = options.chunk_ms * SAMPLE_RATE // 1_000
