@@ -17,7 +17,7 @@ import torch
 from eval import latency
 from eval.datasets import Utterance
 from eval.latency import Moment, Revisions, ShownWord
-from eval.trace import Trace
+from eval.trace import Step, Trace
 from eval.wer import Edits, bootstrap_interval, count_edits, grouped, pooled
 
 _PACKAGES = ("asr-stream", "torch", "numpy", "openai-whisper", "jiwer")
@@ -60,13 +60,15 @@ def summarize(
     measured = [_measure(utterance, trace) for utterance, trace in recognised]
     audio_s = sum(trace.audio_s for _, trace in recognised)
     compute_s = sum(trace.compute_s for _, trace in recognised)
+    steps = [step for _, trace in recognised for step in trace.steps]
     summary = {
         **settings,
         "utterances": len(measured),
         "audio_seconds": round(audio_s, 3),
         **_accuracy(measured),
         "rtf": _ratio(compute_s, audio_s),
-        "chunk_compute_ms": _chunk_compute(recognised),
+        "chunk_compute_ms": _compute_ms(step for step in steps if not step.finishes),
+        "finish_compute_ms": _compute_ms(step for step in steps if step.finishes),
         **_delays(measured, lambda moment: moment.audio_ms),
         "computation_aware": _delays(measured, lambda moment: moment.clock_ms),
         "revision_rate": _ratio(
@@ -213,6 +215,7 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         ("Final delay", "final_delay_ms", False),
         ("First word", "first_word_ms", False),
         ("Compute per chunk", "chunk_compute_ms", False),
+        ("Compute per end of utterance", "finish_compute_ms", False),
     ):
         values = summary.get("computation_aware", {}).get(key) if aware else summary.get(key)
         if values:
@@ -226,8 +229,8 @@ def _edits_as_json(edits: Edits) -> dict[str, int]:
     return asdict(edits) | {"reference_words": edits.reference_words}
 
 
-def _chunk_compute(recognised: Sequence[tuple[Utterance, Trace]]) -> dict[str, float] | None:
-    compute_ms = [step.compute_s * 1_000 for _, trace in recognised for step in trace.steps]
+def _compute_ms(steps: Iterable[Step]) -> dict[str, float] | None:
+    compute_ms = [step.compute_s * 1_000 for step in steps]
     found = latency.percentiles(compute_ms, (50, 95))
     return None if found is None else found | {"max": round(max(compute_ms), 3)}
 

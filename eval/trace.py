@@ -18,6 +18,11 @@ class Step:
     compute_s: float  # how long the answer took
     events: tuple[Event, ...]
 
+    @property
+    def finishes(self) -> bool:
+        """Whether an utterance was finished, which may have taken a second pass, or the session."""
+        return any(isinstance(event, Final | Closed) for event in self.events)
+
 
 @dataclass(frozen=True)
 class Trace:

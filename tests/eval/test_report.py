@@ -58,7 +58,8 @@ def test_every_key_and_number_of_the_report() -> None:
         "final_wer": 0.25,
         "final_edits": {"hits": 3, "substitutions": 0, "deletions": 1, "insertions": 0, "reference_words": 4},
         "rtf": 0.1,
-        "chunk_compute_ms": {"p50": 20.0, "p95": 30.0, "max": 30.0},
+        "chunk_compute_ms": {"p50": 20.0, "p95": 30.0, "max": 30.0},  # 30, 10, 30, 10, 30, 10
+        "finish_compute_ms": {"p50": 20.0, "p95": 20.0, "max": 20.0},
         "emission_delay_ms": {"p50": 100.0, "p90": 100.0, "p95": 100.0},
         "final_delay_ms": {"p50": 400.0, "p95": 400.0},
         "first_word_ms": {"p50": 100.0, "p95": 100.0},
