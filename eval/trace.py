@@ -58,7 +58,7 @@ class Trace:
             "steps": [
                 {
                     "audio_ms": step.audio_ms,
-                    "compute_s": round(step.compute_s, 6),
+                    "compute_s": step.compute_s,
                     "events": [_event_as_json(event) for event in step.events],
                 }
                 for step in self.steps
