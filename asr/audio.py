@@ -171,7 +171,18 @@ def _mulaw_table() -> Samples:
 MULAW = _mulaw_table()
 
 
-def _open(path: str | PathLike[str]) -> soundfile.SoundFile:
+class _ForwardFile(soundfile.SoundFile):
+    """A sound file that is read once, from its beginning to its end.
+
+    After each read of a seekable file soundfile seeks to where that read ended. A seek restarts the MP3
+    decoder, which then gives silence: reading such a file in blocks loses most of it.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _open(path: str | PathLike[str]) -> _ForwardFile:
     """The file, ready to be read, or an AudioError that says why not."""
     where = Path(path)
     if where.is_dir():
@@ -179,7 +190,7 @@ def _open(path: str | PathLike[str]) -> soundfile.SoundFile:
     try:
         if not where.stat().st_size:
             raise AudioError(f"{path} is empty: record or copy it again")
-        return soundfile.SoundFile(where)
+        return _ForwardFile(where)
     except FileNotFoundError:
         raise AudioError(f"{path} does not exist: check the path") from None
     except OSError as error:
@@ -191,7 +202,7 @@ def _open(path: str | PathLike[str]) -> soundfile.SoundFile:
         ) from error
 
 
-def _reads(file: soundfile.SoundFile) -> Iterator[Samples]:
+def _reads(file: _ForwardFile) -> Iterator[Samples]:
     """Short reads, (n, channels), as far as the file goes; warns when that is not as far as it promised."""
     n_read = 0
     try:
@@ -206,7 +217,7 @@ def _reads(file: soundfile.SoundFile) -> Iterator[Samples]:
             logger.warning("%s is truncated: it ends after %.1f s", file.name, n_read / file.samplerate)
 
 
-def _wav_log(file: soundfile.SoundFile) -> str:
+def _wav_log(file: _ForwardFile) -> str:
     """What libsndfile noted about the size of the samples in a WAV file; nothing for other files."""
     lines = file.extra_info.splitlines() if file.format in ("WAV", "WAVEX") else []
     return "".join(line for line in lines if line.startswith("data"))

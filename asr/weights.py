@@ -315,7 +315,7 @@ def _ints(file: BufferedReader, n: int) -> tuple[int, ...]:
 
 
 def _exactly(file: BufferedReader, n_bytes: int) -> bytearray:
-    data = bytearray(file.read(n_bytes))
-    if len(data) < n_bytes:
-        raise EOFError(f"{n_bytes - len(data)} bytes are missing at the end")
-    return data
+    n_left = os.fstat(file.fileno()).st_size - file.tell()  # asked first: a damaged size can be any number
+    if n_bytes > n_left:
+        raise EOFError(f"{n_bytes - n_left} bytes are missing at the end")
+    return bytearray(file.read(n_bytes))
