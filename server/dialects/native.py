@@ -1,0 +1,191 @@
+"""The native protocol, `GET /v1/stream`: audio in binary frames, control and events as JSON texts.
+
+Query: model, chunk_ms, sample_rate, encoding (s16le, f32le, mulaw), channels, language (en), final_pass
+(full, none), words, interim, progress (booleans). Client texts: finalize, keepalive, close, resume
+{audio_ms}. Server texts: ready, partial, final, endpoint, progress, closed, error. The session is opened at
+the first audio, finalize or close, so that a resume before it can set the timeline.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from server.dialects import Audio, Close, Finalize, Finish, Open, Send, Step, Terms
+from streaming.events import Closed, Event, Fault, Final, Partial
+from streaming.session import SessionOptions
+
+CLOSE_CODES = {  # by the code of a fatal Fault; anything else is the server's own trouble, 1011
+    "draining": 1001,
+    "bad_type": 1003,
+    "bad_text": 1007,
+    "bad_audio": 1007,
+    "bad_order": 1008,
+    "slow_reader": 1008,
+    "too_big": 1009,
+    "full": 1013,
+}
+NUMBERS = ("chunk_ms", "sample_rate", "channels")
+FLAGS = ("words", "interim", "progress")
+TEXTS = ("model", "language", "encoding", "final_pass", "token")  # the token is checked at the door
+MAX_RESUME_MS = 10**12  # 31 years
+
+
+@dataclass
+class Native:
+    """One conversation in the native protocol."""
+
+    options: SessionOptions
+    terms: Terms
+    words: bool = False
+    interim: bool = True
+    reports: bool = False  # progress for every decoded chunk
+    opened: bool = field(default=False, init=False)
+    finished: bool = field(default=False, init=False)
+    reported_ms: int = field(default=0, init=False)
+    farewell: Close = field(default=Close(1000, "done"), init=False)
+
+    @classmethod
+    def parse(cls, query: Mapping[str, str], terms: Terms) -> "Native":
+        """Raises ValueError for a parameter, or a value of one, that is not known."""
+        known = (*NUMBERS, *FLAGS, *TEXTS)
+        if unknown := sorted(set(query) - set(known)):
+            raise ValueError(f"unknown parameter {unknown[0]!r}: use {', '.join(sorted(known))}")
+        if query.get("language", "en").split("-")[0].lower() != "en":
+            raise ValueError(f"language {query['language']!r} is not supported: use en")
+        if query.get("model", terms.model) != terms.model:
+            raise ValueError(f"model {query['model']!r} is not served here: use {terms.model}")
+        numbers = {name: _number(name, query[name]) for name in NUMBERS if name in query}
+        texts = {name: query[name] for name in ("encoding", "final_pass") if name in query}
+        options: dict[str, Any] = (
+            {"chunk_ms": terms.chunk_ms, "final_pass": terms.final_pass} | numbers | texts
+        )
+        return cls(
+            SessionOptions(**options),
+            terms,
+            words=_flag("words", query.get("words", "false")),
+            interim=_flag("interim", query.get("interim", "true")),
+            reports=_flag("progress", query.get("progress", "false")),
+        )
+
+    def greet(self, session: str) -> list[Step]:
+        limits = {
+            "max_frame_bytes": self.terms.max_frame_bytes,
+            "max_backlog_ms": round(self.terms.max_backlog_s * 1000),
+            "idle_timeout_ms": round(self.terms.idle_timeout_s * 1000),
+        }
+        return [
+            _message(
+                "ready",
+                session=session,
+                model=self.terms.model,
+                chunk_ms=self.options.chunk_ms,
+                encoding=self.options.encoding,
+                sample_rate=self.options.sample_rate,
+                channels=self.options.channels,
+                limits=limits,
+            )
+        ]
+
+    def receive(self, frame: str | bytes) -> list[Step]:
+        """After close, the client's or the server's, frames are ignored: they may have crossed it."""
+        if self.finished:
+            return []
+        if isinstance(frame, bytes):
+            return [*self._open(), Audio(frame)] if frame else []
+        try:
+            message = json.loads(frame)
+        except (ValueError, RecursionError):
+            return [_mistake("bad_text", "a text frame must be JSON; audio goes into binary frames")]
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            return [_mistake("bad_text", 'a text frame must be a JSON object with a text "type"')]
+        match message["type"]:
+            case "keepalive":
+                return []
+            case "finalize":
+                return [*self._open(), Finalize()]
+            case "close":
+                return self._finish()
+            case "resume":
+                return self._resume(message.get("audio_ms"))
+        return [
+            _mistake(
+                "bad_type", f"unknown type {message['type'][:40]!r}: use finalize, keepalive, close or resume"
+            )
+        ]
+
+    def render(self, event: Event) -> list[Step]:
+        match event:
+            case Partial():
+                if not self.interim:
+                    return []
+                self.reported_ms = event.audio_ms
+                return [self._event("partial", event)]
+            case Final():
+                return [self._event("final", event)]
+            case Closed():
+                self.finished = True
+                return [self._event("closed", event), self.farewell]
+            case Fault(fatal=True):
+                self.finished = True
+                return [self._event("error", event), Close(CLOSE_CODES.get(event.code, 1011), event.message)]
+            case Fault():
+                return [self._event("error", event)]
+        return [self._event("endpoint", event)]
+
+    def progress(self, audio_ms: int) -> list[Step]:
+        if not self.reports or audio_ms <= self.reported_ms:
+            return []
+        self.reported_ms = audio_ms
+        return [_message("progress", audio_ms=audio_ms)]
+
+    def leave(self, code: int, why: str) -> list[Step]:
+        self.farewell = Close(code, why)
+        return [] if self.finished else self._finish()
+
+    def _open(self) -> list[Step]:
+        """The call that opens the session, the first time."""
+        if self.opened:
+            return []
+        self.opened = True
+        return [Open(self.options)]
+
+    def _finish(self) -> list[Step]:
+        self.finished = True
+        return [*self._open(), Finish()]
+
+    def _resume(self, audio_ms: object) -> list[Step]:
+        if not isinstance(audio_ms, int) or isinstance(audio_ms, bool) or not 0 <= audio_ms <= MAX_RESUME_MS:
+            return [_mistake("bad_text", "resume needs audio_ms, an integer that is not negative")]
+        if self.opened:
+            return [_mistake("bad_order", "resume must come before any audio: reconnect to resume")]
+        self.options = replace(self.options, start_ms=audio_ms)
+        self.reported_ms = audio_ms
+        return []
+
+    def _event(self, kind: str, event: Event) -> Send:
+        fields = asdict(event)
+        if not self.words and isinstance(event, Partial | Final):
+            del fields["words"]
+        return _message(kind, **fields)
+
+
+def _message(kind: str, **fields: object) -> Send:
+    return Send(json.dumps({"type": kind, **fields}, ensure_ascii=False, separators=(",", ":")))
+
+
+def _mistake(code: str, message: str) -> Fault:
+    return Fault(code, message, fatal=True)
+
+
+def _number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be an integer, not {text[:40]!r}") from None
+
+
+def _flag(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"{name} must be true or false, not {text[:40]!r}")
+    return text.lower() in ("true", "1")
