@@ -1,0 +1,248 @@
+"""The ASGI app: one route a dialect, health and metrics; and `serve`, which runs it to a good end."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from server.config import Settings
+from server.connection import Connection
+from server.dialects import Dialect, Terms
+from server.dialects.native import Native
+from server.door import AdmissionError, check
+from server.log import configure_logging
+from server.metrics import Metrics
+from server.worker import Worker
+from streaming.events import Fault
+
+if TYPE_CHECKING:
+    from streaming.engine import Engine
+
+DIALECTS: dict[str, type[Dialect]] = {"/v1/stream": Native}
+RECEIVE_BUFFER_BYTES = 2**18  # in the kernel: 8 s of 16 kHz s16le that a throttled client has sent ahead
+SEND_BUFFER_BYTES = 2**16  # in the kernel: hundreds of messages that a client has not read
+SILENT_PEER_MS = 30_000  # then the kernel gives up a peer that acknowledges nothing, or never reads
+LAST_FRAMES_S = 5  # for close frames to leave, of conversations that did not finish in time
+PORT_TAKEN = 2  # exit code
+
+log = logging.getLogger("asr_stream.server")
+
+
+class House:
+    """All that one server holds: the worker, the conversations, and how many more may come in."""
+
+    def __init__(self, engine: "Engine", settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.worker = Worker(engine, stepped=self.metrics.stepped)
+        self.terms = Terms(
+            model=engine.model_name,
+            chunk_ms=settings.chunk_ms,
+            final_pass=settings.final_pass,
+            max_frame_bytes=settings.max_frame_bytes,
+            max_backlog_s=settings.max_backlog_s,
+            idle_timeout_s=settings.idle_timeout_s,
+        )
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.metrics.watch(
+            sessions=lambda: len(self.connections),
+            slots_free=lambda: self.free_slots,
+            backlog=lambda: max((each.backlog_s for each in self.connections), default=0.0),
+            queue_age=lambda: max((each.queue_age_s for each in self.connections), default=0.0),
+        )
+
+    @property
+    def free_slots(self) -> int:
+        """Conversations that may still come in; those that have yet to send audio have a slot kept."""
+        if self.draining:
+            return 0
+        return self.worker.engine.free_slots - sum(connection.awaited for connection in self.connections)
+
+    async def converse(self, client: WebSocket, dialect_type: type[Dialect]) -> None:
+        """One WebSocket, from the door to its end."""
+        try:
+            connection = self._admit(client, dialect_type)
+        except AdmissionError as refusal:
+            self.metrics.errors.labels(refusal.code).inc()
+            log.warning("refused, %s: %s", refusal.code, refusal)
+            await refusal.tell(client)
+            return
+        self.connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self.connections.discard(connection)
+
+    def _admit(self, client: WebSocket, dialect_type: type[Dialect]) -> Connection:
+        """Raises AdmissionError."""
+        check(client, self.settings)
+        try:
+            dialect = dialect_type.parse(client.query_params, self.terms)
+        except ValueError as error:
+            raise AdmissionError(400, "bad_request", str(error)) from error
+        if self.draining:
+            raise AdmissionError(
+                503, "draining", "the server is ending: connect to another, or try again in a few seconds"
+            )
+        if self.free_slots <= 0:
+            raise AdmissionError(503, "full", "every slot is taken: try again in a few seconds")
+        return Connection(client, dialect, self.worker.engine, self.settings, self.metrics)
+
+    async def drain(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Takes no one in and lets every conversation finish, for drain_timeout_s or until `hurry`."""
+        self.draining = True
+        for connection in self.connections:
+            connection.leave(1001, "the server is draining: reconnect and resume")
+        await self._empty(self.settings.drain_timeout_s, hurry)
+        for connection in self.connections:
+            connection.fail(Fault("draining", "the server is ending: reconnect and resume", fatal=True))
+        await self._empty(LAST_FRAMES_S, hurry)
+
+    async def _empty(self, timeout_s: float, hurry: Callable[[], bool]) -> None:
+        """Waits until every conversation is over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self.connections and loop.time() < deadline and not hurry():
+            await asyncio.sleep(0.02)
+
+    async def healthz(self, _: Request) -> Response:
+        """200 while the model's thread lives."""
+        alive = self.worker.alive
+        return JSONResponse(
+            {"status": "ok" if alive else "the model's thread has ended"}, 200 if alive else 503
+        )
+
+    async def readyz(self, _: Request) -> Response:
+        """200 while a conversation can be opened."""
+        body = {"free_slots": self.free_slots, "slots": self.worker.engine.slots, "draining": self.draining}
+        return JSONResponse(body, 200 if self.free_slots > 0 and self.worker.alive else 503)
+
+    async def show_metrics(self, _: Request) -> Response:
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def create_app(engine: "Engine", settings: Settings) -> Starlette:
+    """The app around `engine`; its lifespan starts and stops the worker and closes the engine.
+
+    `app.state.house` is the House, for whoever ends the server and wants to drain it first.
+    """
+    house = House(engine, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        house.worker.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(house.worker.stop)
+
+    def conversation(dialect_type: type[Dialect]) -> Callable[[WebSocket], Awaitable[None]]:
+        async def endpoint(client: WebSocket) -> None:
+            await house.converse(client, dialect_type)
+
+        return endpoint
+
+    app = Starlette(
+        routes=[
+            *(WebSocketRoute(path, conversation(dialect_type)) for path, dialect_type in DIALECTS.items()),
+            Route("/healthz", house.healthz),
+            Route("/readyz", house.readyz),
+            Route("/metrics", house.show_metrics),
+        ],
+        lifespan=lifespan,
+    )
+    app.state.house = house
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but it drains before it closes sockets, and the signal that ended it is not raised again."""
+
+    def __init__(self, engine: "Engine", settings: Settings) -> None:
+        app = create_app(engine, settings)
+        self.house: House = app.state.house
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="websockets-sansio",
+                ws_max_size=4 * settings.max_frame_bytes,  # what is a little too big is told so in words
+                ws_per_message_deflate=False,  # audio hardly shrinks
+                ws_ping_timeout=None,  # pongs wait behind throttled audio; idle clients are seen anyway
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+                timeout_graceful_shutdown=LAST_FRAMES_S,
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second ends at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        settings = self.house.settings
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            scheme = "wss" if settings.tls_cert else "ws"
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            sys.stderr.write(f"listening on {scheme}://{address}/v1/stream\n")
+        if settings.exposed:
+            log.warning(
+                "ANYONE on the network can use this server: set ASR_STREAM_API_KEY, or bind to 127.0.0.1"
+            )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("draining %d conversations", len(self.house.connections))
+        await self.house.drain(hurry=lambda: self.force_exit)
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket with small kernel buffers, so that back-pressure is felt soon. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_PEER_MS)
+        listener.bind(address)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def serve(settings: Settings, engine: "Engine") -> None:
+    """Serves until SIGTERM or SIGINT, then drains and returns. SystemExit(2) if the address is taken."""
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        sys.stderr.write(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; try --port 0\n"
+        )
+        engine.close()
+        raise SystemExit(PORT_TAKEN) from None
+    Server(engine, settings).run([listener])

@@ -1,0 +1,68 @@
+"""Who may come in: keys, browsers' origins, free slots. A refusal is an HTTP status before the upgrade."""
+
+import hmac
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket
+
+from server.config import Settings
+from server.dialects import Close
+
+RETRY_AFTER_S = 5
+
+
+class AdmissionError(Exception):
+    """Why a client may not come in: `status` for HTTP, `code` for machines, the message says what to do."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+    def response(self) -> JSONResponse:
+        body = {"type": "error", "code": self.code, "message": str(self), "fatal": True}
+        return JSONResponse(
+            body, self.status, {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else None
+        )
+
+    async def tell(self, socket: WebSocket) -> None:
+        """Refuses the upgrade; where ASGI cannot say why, accepts it and says so in a close frame."""
+        if "websocket.http.response" in socket.scope.get("extensions", {}):
+            await socket.send_denial_response(self.response())
+        else:
+            close = Close(1013 if self.status == 503 else 1008, str(self))
+            await socket.accept()
+            await socket.close(close.code, close.reason)
+
+
+def check(request: HTTPConnection, settings: Settings) -> None:
+    """Raises AdmissionError for a wrong key (401) or a browser's foreign origin (403)."""
+    origin = request.headers.get("origin")
+    if origin is not None and not origin_allowed(origin, request.headers.get("host", ""), settings.origins):
+        raise AdmissionError(
+            403, "bad_origin", f"origin {origin[:60]!r} is not allowed: add it to ASR_STREAM_ORIGINS"
+        )
+    if settings.api_key is not None and not key_matches(
+        given_key(request), settings.api_key.get_secret_value()
+    ):
+        raise AdmissionError(
+            401, "bad_key", "a valid key is needed: query token=KEY, or header Authorization: Bearer KEY"
+        )
+
+
+def origin_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
+    """Whether a page of `origin` may connect: our own pages always, others if they are listed."""
+    return "*" in allowed or origin in allowed or urlsplit(origin).netloc == host
+
+
+def given_key(request: HTTPConnection) -> str:
+    """The key that the client shows; empty if none."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else request.query_params.get("token", "")
+
+
+def key_matches(given: str, key: str) -> bool:
+    """In constant time, so that answers do not tell how much of a guess was right."""
+    return hmac.compare_digest(given.encode(), key.encode())
