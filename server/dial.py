@@ -1,0 +1,90 @@
+"""Reaching a server: one connection, the native protocol's messages as a client reads them, its errors."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import numpy as np
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+
+from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
+
+SAMPLE_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1}
+BUSY = {429, 502, 503, 504}  # HTTP statuses that pass
+MAX_MESSAGE_BYTES = 2**22
+EVENTS: dict[str, type[Partial | Final | Endpoint | Closed]] = {
+    "partial": Partial,
+    "final": Final,
+    "endpoint": Endpoint,
+    "closed": Closed,
+}
+
+
+class ServerError(RuntimeError):
+    """The server cannot be used. `code` is for machines, `message` says what to do; `transient`: may pass."""
+
+    def __init__(self, code: str, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.transient = transient
+
+
+async def dial(url: str, token: str | None = None) -> ClientConnection:
+    """Opens a WebSocket. Raises ServerError."""
+    where = urlunsplit(urlsplit(url)._replace(query=""))  # for messages: a query may hold a key
+    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    try:
+        return await connect(
+            url, additional_headers=headers, compression=None, close_timeout=1, max_size=MAX_MESSAGE_BYTES
+        )
+    except InvalidStatus as error:
+        said = json_object((error.response.body or b"").decode(errors="replace"))
+        status = error.response.status_code
+        message = f"{where} refused: {said.get('message', f'HTTP {status}')}"
+        raise ServerError(str(said.get("code", "refused")), message, transient=status in BUSY) from error
+    except InvalidURI as error:
+        raise ServerError("bad_url", f"{where} is not an address: use ws://HOST:PORT/v1/stream") from error
+    except (OSError, InvalidHandshake) as error:  # OSError: no route, no listener, or no answer in time
+        message = f"cannot connect to {where} ({error}): is it running? start one with `asr-stream serve`"
+        raise ServerError("unreachable", message, transient=True) from error
+
+
+def with_query(url: str, query: Mapping[str, object]) -> str:
+    """`url` with these parameters added to its query."""
+    parts = urlsplit(url)
+    added = urlencode({key: value for key, value in query.items() if value is not None})
+    return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, added)))))
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The object that `text` says; empty if it says none."""
+    try:
+        message = json.loads(text)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def read_event(message: dict[str, Any]) -> Event | None:
+    """The event that a server's message says; None for ready and progress."""
+    fields = {key: value for key, value in message.items() if key != "type"}
+    if message.get("type") == "error":
+        return Fault(**fields)
+    kind = EVENTS.get(str(message.get("type")))
+    if kind is None:
+        return None
+    if "words" in fields and kind is not Closed:
+        fields["words"] = tuple(Word(**word) for word in fields["words"])
+    return kind(**fields)
+
+
+def encode(samples: np.ndarray, encoding: str) -> bytes:
+    """float32 samples in -1..1, (n,) or (n, channels), as the bytes of s16le or f32le. Raises ValueError."""
+    if encoding == "f32le":
+        return samples.astype("<f4").tobytes()
+    if encoding == "s16le":
+        return (np.clip(samples, -1.0, 1.0) * 32_767).round().astype("<i2").tobytes()
+    raise ValueError(f"samples cannot be sent as {encoding}: use s16le or f32le, or send bytes")

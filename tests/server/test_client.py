@@ -1,0 +1,223 @@
+"""The reconnecting client against servers that die, drain, refuse and come back: every word exactly once."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from server import client as client_module
+from server.client import StreamClient
+from server.dial import ServerError
+from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial
+from tests.server.fakes import FakeEngine, speech, text
+from tests.server.running import Running, serving, start, until
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(client_module, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(client_module, "LONGEST_DELAY_S", 0.1)
+
+
+async def listen(client: StreamClient) -> list[Event]:
+    async with asyncio.timeout(10):
+        return [event async for event in client]
+
+
+def words(events: list[Event]) -> str:
+    return " ".join(event.text for event in events if isinstance(event, Final))
+
+
+def assert_one_story(events: list[Event]) -> None:
+    """Utterances are numbered through, told once, ended before their final; partials go forward."""
+    told = [event.utterance for event in events if isinstance(event, Final)]
+    assert told == list(range(len(told)))
+    assert [event.utterance for event in events if isinstance(event, Endpoint)] == told
+    partial_ms = [event.audio_ms for event in events if isinstance(event, Partial)]
+    assert partial_ms == sorted(set(partial_ms))
+    assert isinstance(events[-1], Closed)
+
+
+def test_samples_and_bytes_come_back_as_events():
+    async def main():
+        async with serving() as running, StreamClient(running.url, chunk_ms=200) as client:
+            await client.send(speech(1, 2))
+            await client.send(np.frombuffer(speech(3), "<i2").astype(np.float32) / 32_767)
+            await client.finalize()
+            await client.send(speech(4))
+            await client.close()
+            events = await listen(client)
+            assert [event.text for event in events if isinstance(event, Final)] == ["w1 w2 w3", "w4"]
+            assert events[-1] == Closed(400, 2, 4)
+            assert_one_story(events)
+            with pytest.raises(ValueError, match="closed"):
+                await client.send(speech(5))
+
+    asyncio.run(main())
+
+
+async def speak_through_deaths(first: Running, deaths: set[int], how: str) -> list[Event]:
+    """Says w1 ... w40, pauses and a finalize; the server dies at some words, a new one takes its place."""
+    running = first
+    async with StreamClient(first.url, chunk_ms=200, retries=100) as client:
+        listening = asyncio.create_task(listen(client))
+        for number in range(1, 41):
+            await client.send(speech(number))
+            if number % 7 == 0:
+                await client.send(speech(0))
+            if number == 24:
+                await client.finalize()
+            await asyncio.sleep(0.005)
+            if number in deaths:
+                await (running.kill() if how == "kill" else running.stop())
+                running = await start(FakeEngine(step_s=0.002), port=first.port)
+        await client.close()
+        events = await listening
+    await running.stop()
+    return events
+
+
+@pytest.mark.parametrize("how", ["kill", "drain"])
+def test_a_server_that_dies_and_comes_back_loses_and_repeats_nothing(how):
+    async def main():
+        events = await speak_through_deaths(await start(FakeEngine(step_s=0.002)), {9, 24, 40}, how)
+        assert words(events) == text(*range(1, 41))
+        assert_one_story(events)
+        assert events[-1].words == 40
+
+    asyncio.run(main())
+
+
+def test_a_broken_model_is_tried_again():
+    async def main():
+        async with serving() as running, StreamClient(running.url) as client:
+            await client.send(speech(1, 2, 0))
+            await until(lambda: client._tape.base_ms == 300)
+            running.engine.break_next = True
+            await client.send(speech(3, 4, 5))
+            await client.close()
+            events = await listen(client)
+            assert words(events) == text(1, 2, 3, 4, 5)
+            assert_one_story(events)
+
+    asyncio.run(main())
+
+
+def test_a_server_that_never_comes_back_is_an_error():
+    async def main():
+        running = await start(FakeEngine())
+        async with StreamClient(running.url, retries=3) as client:
+            await client.send(speech(1))
+            await running.kill()
+            with pytest.raises(ServerError, match="asr-stream serve") as error:
+                await listen(client)
+            assert error.value.code == "unreachable"
+            with pytest.raises(ServerError):
+                await client.send(speech(2))
+
+    asyncio.run(main())
+
+
+def test_no_server_is_an_error_at_once():
+    async def main():
+        running = await start(FakeEngine())
+        await running.stop()
+        with pytest.raises(ServerError, match="is it running"):
+            async with StreamClient(running.url):
+                pass
+        with pytest.raises(ServerError, match="not an address"):
+            async with StreamClient("http://127.0.0.1"):
+                pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [({"token": "wrong"}, "bad_key"), ({"token": "key", "model": "other"}, "bad_request")],
+)
+def test_a_refusal_says_why(options, code):
+    async def main():
+        async with serving(api_key="key") as running:
+            with pytest.raises(ServerError) as error:
+                async with StreamClient(running.url, **options):
+                    pass
+            assert error.value.code == code
+            assert "wrong" not in error.value.message
+            async with StreamClient(running.url, token="key") as client:
+                await client.close()
+                assert await listen(client) == [Closed(0, 0, 0)]
+
+    asyncio.run(main())
+
+
+def test_a_full_server_is_waited_for_when_reconnecting():
+    async def main():
+        async with serving(FakeEngine(slots=1)) as running, StreamClient(running.url, retries=50) as client:
+            await client.send(speech(1))
+            await until(lambda: running.engine.sessions)
+            for connection in running.house.connections:
+                connection.fail(Fault("internal", "broken", fatal=True))
+            running.engine.slots = 0
+            await asyncio.sleep(0.1)
+            running.engine.slots = 1
+            await client.close()
+            assert words(await listen(client)) == "w1"
+
+    asyncio.run(main())
+
+
+def test_the_mistakes_of_a_client_are_not_repeated():
+    async def main():
+        async with serving(max_frame_bytes=1024) as running, StreamClient(running.url) as client:
+            await client.send(speech(1))
+            with pytest.raises(ServerError, match="1024") as error:
+                await listen(client)
+            assert error.value.code == "too_big"
+
+    asyncio.run(main())
+
+
+def test_silence_is_kept_alive_and_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(client_module, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(client_module, "KEEP_MS", 500)
+
+    async def main():
+        async with serving(idle_timeout_s=0.2) as running, StreamClient(running.url) as client:
+            for _ in range(20):
+                await client.send(speech(0, 0, 0))
+            await until(lambda: client._tape.base_ms == 6000 - 500)
+            await asyncio.sleep(0.4)
+            await client.send(speech(1))
+            await client.close()
+            assert words(await listen(client)) == "w1"
+
+    asyncio.run(main())
+
+
+def test_a_client_is_not_far_ahead_of_its_server():
+    async def main():
+        async with serving(FakeEngine(step_s=0.01)) as running, StreamClient(running.url) as client:
+            sending = asyncio.create_task(client.send(speech(*[0] * 600)))
+            ahead_ms = 0
+            while not sending.done():
+                await asyncio.sleep(0.005)
+                ahead_ms = max(ahead_ms, client._tape.end_ms - client._decoded_ms)
+            assert ahead_ms <= client_module.MAX_AHEAD_MS + 1100
+
+    asyncio.run(main())
+
+
+def test_a_late_consumer_sees_the_newest_partial():
+    async def main():
+        async with serving() as running, StreamClient(running.url, chunk_ms=100) as client:
+            for number in range(1, 6):
+                await client.send(speech(number))
+            await until(lambda: client._decoded_ms == 500)
+            await client.close()
+            await until(lambda: client._over)
+            events = await listen(client)
+            assert [type(event) for event in events] == [Partial, Endpoint, Final, Closed]
+            assert events[0].text == text(1, 2, 3, 4, 5)
+
+    asyncio.run(main())
