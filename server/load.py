@@ -1,0 +1,140 @@
+"""A load generator: many clients that speak in real time, and how long each chunk waits for its answer."""
+
+import asyncio
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from server.dial import ServerError, dial, encode, json_object, with_query
+
+SAMPLE_RATE = 16_000
+PATIENCE_S = 30.0  # for the last answers, after the last chunk was sent
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `streams` clients saw. A chunk's lag: from its last sample sent to the answer that covers it."""
+
+    streams: int
+    seconds: float  # of audio, each
+    chunks: int  # sent
+    answered: int  # of them
+    lag_p50_ms: float  # NaN when nothing was answered
+    lag_p95_ms: float
+    lag_max_ms: float
+    messages: int  # from the server
+    errors: dict[str, int]  # how many streams ended by what
+
+
+@dataclass
+class _Stream:
+    """One client's tally."""
+
+    chunk_ms: int
+    sent: deque[tuple[int, float]] = field(
+        default_factory=deque
+    )  # chunks not yet answered: (end, ms; when, s)
+    lags_ms: list[float] = field(default_factory=list)
+    chunks: int = 0
+    messages: int = 0
+    error: str | None = None
+
+    async def run(
+        self, url: str, token: str | None, samples: np.ndarray, seconds: float, delay_s: float
+    ) -> None:
+        """Never raises for what the server does: it is what is measured."""
+        await asyncio.sleep(delay_s)
+        query = {
+            "chunk_ms": self.chunk_ms,
+            "sample_rate": SAMPLE_RATE,
+            "encoding": "s16le",
+            "progress": "true",
+        }
+        try:
+            socket = await dial(with_query(url, query), token)
+        except ServerError as error:
+            self.error = error.code
+            return
+        speaker = asyncio.create_task(self._speak(socket, samples, round(seconds * 1000 / self.chunk_ms)))
+        try:
+            async with asyncio.timeout(seconds + PATIENCE_S):
+                await self._listen(socket)
+        except TimeoutError:
+            self.error = "no_answer"
+        finally:
+            speaker.cancel()
+            await asyncio.wait({speaker})
+            await socket.close()
+
+    async def _speak(self, socket: ClientConnection, samples: np.ndarray, chunks: int) -> None:
+        """A chunk is sent when its last sample would have been spoken."""
+        chunk_samples = SAMPLE_RATE * self.chunk_ms // 1000
+        started = time.monotonic()
+        for number in range(1, chunks + 1):
+            await asyncio.sleep(started + number * self.chunk_ms / 1000 - time.monotonic())
+            window = np.arange((number - 1) * chunk_samples, number * chunk_samples)
+            self.sent.append((number * self.chunk_ms, time.monotonic()))
+            self.chunks += 1
+            await socket.send(encode(samples.take(window, mode="wrap"), "s16le"))
+        await socket.send(json.dumps({"type": "close"}))
+
+    async def _listen(self, socket: ClientConnection) -> None:
+        closed = False
+        try:
+            async for text in socket:
+                now = time.monotonic()
+                message = json_object(str(text))
+                self.messages += 1
+                if message.get("type") == "error":
+                    self.error = str(message.get("code"))
+                closed = closed or message.get("type") == "closed"
+                while self.sent and self.sent[0][0] <= message.get("audio_ms", 0):
+                    self.lags_ms.append((now - self.sent.popleft()[1]) * 1000)
+        except ConnectionClosed:
+            pass  # the server's error, if it told one, is noted
+        if not closed and self.error is None:
+            self.error = f"closed_{socket.close_code}"
+
+
+async def run_load(
+    url: str,
+    samples_list: Sequence[np.ndarray],
+    streams: int,
+    seconds: float,
+    chunk_ms: int,
+    *,
+    token: str | None = None,
+) -> LoadReport:
+    """Speaks to the server at `url` with `streams` clients for `seconds`, over and over the given recordings.
+
+    samples_list: float32 mono 16 kHz, (n,) each; stream i speaks recording i mod their number. The clients
+    start spread over one chunk, as independent speakers are.
+    """
+    clients = [_Stream(chunk_ms) for _ in range(streams)]
+    await asyncio.gather(
+        *(
+            client.run(
+                url, token, samples_list[i % len(samples_list)], seconds, i * chunk_ms / 1000 / streams
+            )
+            for i, client in enumerate(clients)
+        )
+    )
+    lags_ms = np.array([lag for client in clients for lag in client.lags_ms])
+    p50, p95, longest = np.quantile(lags_ms, [0.5, 0.95, 1.0]) if lags_ms.size else (np.nan,) * 3
+    return LoadReport(
+        streams=streams,
+        seconds=seconds,
+        chunks=sum(client.chunks for client in clients),
+        answered=lags_ms.size,
+        lag_p50_ms=float(p50),
+        lag_p95_ms=float(p95),
+        lag_max_ms=float(longest),
+        messages=sum(client.messages for client in clients),
+        errors=dict(Counter(client.error for client in clients if client.error is not None)),
+    )
