@@ -1,0 +1,85 @@
+"""A model's name -> verified weights -> our modules."""
+
+import base64
+import gzip
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import whisper
+from torch import Tensor, nn
+from whisper.tokenizer import Tokenizer, get_tokenizer
+
+from asr.decoder import Decoder
+from asr.encoder import Encoder
+from asr.weights import Dims, fetch, read
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids that decoding needs to know by name."""
+
+    tokenizer: Tokenizer
+    prefix: tuple[int, ...]  # what every hypothesis starts with
+    eot: int  # "wait for audio" to the causal model, "the end" to the unmodified one
+
+    def text(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode([token for token in tokens if token < self.eot])
+
+
+class Whisper(nn.Module):
+    """Encoder and decoder of one checkpoint. Module names are OpenAI's."""
+
+    def __init__(self, dims: Dims, alignment_heads: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.dims = dims
+        self.alignment_heads = alignment_heads  # (layer, head) pairs whose attention follows the audio
+        self.encoder = Encoder(dims)
+        self.decoder = Decoder(dims)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.ln.weight.device
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        multilingual = self.dims.n_vocab >= 51_865
+        tokenizer = get_tokenizer(multilingual, language="en" if multilingual else None, task="transcribe")
+        return Vocabulary(tokenizer, tokenizer.sot_sequence_including_notimestamps, tokenizer.eot)
+
+
+def load(name: str, *, device: torch.device | str = "cpu") -> Whisper:
+    """The unmodified model `name` ("tiny.en", "base.en" or the path of a checkpoint file) in float32.
+
+    Raises:
+        asr.weights.WeightsError: no source of the weights worked, or they are not what they should be.
+    """
+    dims, tensors = read(fetch(name))
+    model = Whisper(dims, alignment_heads(name, dims))
+    own = {k: v.float() for k, v in tensors.items() if k != "alignment_heads"}
+    model.load_state_dict(own)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def alignment_heads(name: str, dims: Dims) -> list[tuple[int, int]]:
+    """The (layer, head) pairs that OpenAI found to follow the audio; for unknown models, the later half.
+
+    Args:
+        name: of a model, or the path of a file that is called after one ("tiny.en.pt").
+    """
+    file = Path(name).name
+    known = (key for key in (name, file, Path(file).stem) if key in whisper._ALIGNMENT_HEADS)
+    dump = whisper._ALIGNMENT_HEADS.get(next(known, ""))
+    if dump is None:
+        return [
+            (i, h) for i in range(dims.n_text_layer // 2, dims.n_text_layer) for h in range(dims.n_text_head)
+        ]
+    flat = np.frombuffer(gzip.decompress(base64.b85decode(dump)), dtype=bool)
+    mask = flat.reshape(dims.n_text_layer, dims.n_text_head)
+    return [(int(layer), int(head)) for layer, head in np.argwhere(mask)]
+
+
+def token_tensor(tokens: list[int] | tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+    return torch.tensor([list(tokens)], dtype=torch.int64, device=device)

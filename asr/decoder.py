@@ -1,0 +1,149 @@
+"""Tokens x features -> logits: Whisper's decoder, fed audio as it arrives.
+
+`listen` appends cross-attention keys and values once per encoder frame; `logits` appends the tokens' own
+keys and values. Both caches can be rewound. Rows are streams and may be at different places.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asr.cache import KVCache
+from asr.layers import Block
+from asr.weights import Dims
+from kernels.limit_cross_attention import limit_cross_attention
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """One row per stream."""
+
+    audio: KVCache  # cross-attention, one entry per encoder frame
+    text: KVCache  # self-attention, one entry per token
+
+
+class Decoder(nn.Module):
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        width = dims.n_text_state
+        self.token_embedding = nn.Embedding(dims.n_vocab, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(dims.n_text_ctx, width))
+        self.blocks = nn.ModuleList(
+            Block(width, dims.n_text_head, cross=True) for _ in range(dims.n_text_layer)
+        )
+        self.ln = nn.LayerNorm(width)
+        self.dims = dims
+
+    # -- everything at once: training and alignment
+
+    def forward(
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        self_mask: Tensor,
+        cross_mask: Tensor | None,
+    ) -> Tensor:
+        """Hidden states of all tokens at once; `project` turns the wanted ones into logits.
+
+        Args:
+            tokens, positions: (B, u) int64; `positions` index the positional embedding.
+            features: (B, T, d) of the encoder.
+            self_mask: (B|1, 1, u, u) bool; cross_mask: (B, 1, u, T) bool, True where allowed.
+
+        Returns:
+            (B, u, d)
+        """
+        x = self.token_embedding(tokens) + self.positional_embedding[positions]
+        for block in self.blocks:
+            normed = block.attn_ln(x)
+            x = x + block.attn(normed, normed, self_mask)
+            x = block.feed(x + block.cross_attn(block.cross_attn_ln(x), features, cross_mask))
+        return self.ln(x)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (..., V) logits, tied to the token embedding."""
+        return F.linear(hidden, self.token_embedding.weight.to(hidden.dtype))
+
+    def alignment_pass(
+        self, tokens: Tensor, heads: list[tuple[int, int]], audio: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher-forces one sequence and tells what chosen cross-attention heads look at.
+
+        Args:
+            tokens: (1, u)
+            heads: (layer, head) pairs.
+            audio: each layer's cross-attention keys and values (1, H, T, D): `keys_values` or `heard`.
+
+        Returns:
+            (n_heads, u, T) scores before the softmax, and (u, d) hidden states.
+        """
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=x.device).tril()
+        scores: dict[tuple[int, int], Tensor] = {}
+        for i, (block, (k, v)) in enumerate(zip(self.blocks, audio, strict=True)):
+            normed = block.attn_ln(x)
+            x = x + block.attn(normed, normed, causal)
+            q = block.cross_attn.queries(block.cross_attn_ln(x))
+            for head in (head for layer, head in heads if layer == i):
+                scores[i, head] = q[0, head].float() @ k[0, head].float().T * q.shape[-1] ** -0.5
+            x = block.feed(x + block.cross_attn.merge(F.scaled_dot_product_attention(q, k, v)))
+        return torch.stack([scores[pair] for pair in heads]), self.ln(x)[0]
+
+    def keys_values(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's cross-attention keys and values (B, H, T, D) of features (B, T, d)."""
+        return [block.cross_attn.keys_values(features) for block in self.blocks]
+
+    @staticmethod
+    def heard(state: "DecoderState", row: int) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's cross-attention keys and values (1, H, T, D) of all that `row` has heard."""
+        n = int(state.audio.lengths[row])
+        layers = range(state.audio.k.shape[0])
+        return [(state.audio.k[i, row, None, :, :n], state.audio.v[i, row, None, :, :n]) for i in layers]
+
+    # -- as a stream
+
+    def init_state(self, rows: int) -> DecoderState:
+        weight, dims = self.token_embedding.weight, self.dims
+        heads, width = dims.n_text_head, dims.n_text_state // dims.n_text_head
+        like = {"dtype": self.ln.weight.dtype, "device": weight.device}
+        return DecoderState(
+            audio=KVCache.allocate(dims.n_text_layer, rows, heads, dims.n_audio_ctx, width, **like),
+            text=KVCache.allocate(dims.n_text_layer, rows, heads, dims.n_text_ctx, width, **like),
+        )
+
+    def reset(self, state: DecoderState, rows: Tensor) -> None:
+        """Makes `rows` equal to fresh ones."""
+        state.audio.free(rows)
+        state.text.free(rows)
+
+    def listen(self, features: Tensor, state: DecoderState, rows: Tensor) -> None:
+        """Appends new encoder frames (B, T, d) to what `rows` (B,) have heard."""
+        for i, (k, v) in enumerate(self.keys_values(features)):
+            state.audio.write(i, rows, k, v)
+        state.audio.advance(rows, features.shape[1])
+
+    def logits(self, tokens: Tensor, state: DecoderState, rows: Tensor) -> Tensor:
+        """Appends `tokens` (B, u) and returns the logits (B, u, V) of what follows each of them.
+
+        Every token sees all audio heard so far. A row with fewer than u tokens is padded on the right
+        and rewound by the caller: later positions never influence earlier ones.
+        """
+        before = state.text.lengths[rows]
+        positions = before[:, None] + torch.arange(tokens.shape[1])  # (B, u)
+        audio_limits = state.audio.lengths[rows][:, None].expand_as(positions)
+        x = self.token_embedding(tokens) + self.positional_embedding[positions.to(tokens.device)]
+        for i, block in enumerate(self.blocks):
+            normed = block.attn_ln(x)
+            state.text.write(i, rows, *block.attn.keys_values(normed))
+            heads = limit_cross_attention(
+                block.attn.queries(normed), state.text.k[i], state.text.v[i], rows, positions + 1
+            )
+            x = x + block.attn.merge(heads)
+            q = block.cross_attn.queries(block.cross_attn_ln(x))
+            heads = limit_cross_attention(q, state.audio.k[i], state.audio.v[i], rows, audio_limits)
+            x = block.feed(x + block.cross_attn.merge(heads))
+        state.text.advance(rows, tokens.shape[1])
+        return self.project(self.ln(x)).float()

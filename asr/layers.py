@@ -1,0 +1,61 @@
+"""The layers that Whisper's encoder and decoder share. Module names are OpenAI's, so weights load by name."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """The four projections of multi-head attention; how keys are kept and masked is the caller's business."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, H, T, D)"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def queries(self, x: Tensor) -> Tensor:
+        return self.split(self.query(x))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.key(x)), self.split(self.value(x))
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """(B, H, T, D) -> (B, T, d)"""
+        return self.out(heads.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """Everything at once, as training does it: x (B, T, d), source (B, T', d), mask (B|1, 1, T, T') bool."""
+        k, v = self.keys_values(source)
+        return self.merge(F.scaled_dot_product_attention(self.queries(x), k, v, attn_mask=mask))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: self-attention, cross-attention in the decoder only, MLP."""
+
+    def __init__(self, width: int, heads: int, *, cross: bool = False) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.attn_ln = nn.LayerNorm(width)
+        self.cross_attn = Attention(width, heads) if cross else None
+        self.cross_attn_ln = nn.LayerNorm(width) if cross else None
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp_ln = nn.LayerNorm(width)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The MLP half of the block, (B, T, d) -> (B, T, d)."""
+        return x + self.mlp(self.mlp_ln(x))
+
+
+def sinusoids(length: int, width: int, max_timescale: float = 10_000) -> Tensor:
+    """(length, width) sinusoidal positions as Whisper computes them."""
+    half = width // 2
+    step = torch.log(torch.tensor(max_timescale)) / (half - 1)
+    scaled = torch.arange(length)[:, None] * torch.exp(-step * torch.arange(half))[None, :]
+    return torch.cat([scaled.sin(), scaled.cos()], dim=1)

@@ -1,0 +1,48 @@
+"""Attention where every query position has its own limit on the keys: the decoder's step while serving.
+
+Cross-attention: a token sees the audio up to its limit. Self-attention is the same with limits that grow
+by one from token to token.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def limit_cross_attention_reference(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, limits: Tensor
+) -> Tensor:
+    """The truth in plain torch; shapes as `limit_cross_attention`."""
+    out = torch.zeros_like(q)
+    for i, slot in enumerate(slots.tolist()):
+        for t, n in enumerate(limits[i].tolist()):
+            scores = (k_cache[slot, :, :n] @ q[i, :, t, :, None]).squeeze(-1) * q.shape[-1] ** -0.5
+            out[i, :, t] = (scores.softmax(dim=-1)[:, None] @ v_cache[slot, :, :n]).squeeze(1)
+    return out
+
+
+def limit_cross_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, limits: Tensor
+) -> Tensor:
+    """Each query attends to the first `limit` entries of its row's slot.
+
+    Args:
+        q: (B, H, u, D)
+        k_cache, v_cache: (S, H, T_max, D)
+        slots: (B,) int64
+        limits: (B, u) int64, at least 1 each.
+
+    Returns:
+        (B, H, u, D)
+    """
+    assert q.dim() == 4 and k_cache.shape == v_cache.shape and limits.shape == (q.shape[0], q.shape[2])
+    rows = []
+    for i, slot in enumerate(slots.tolist()):
+        row = limits[i].tolist()
+        n = max(row)
+        mask = None
+        if min(row) != n:
+            mask = torch.arange(n, device=q.device) < limits[i].to(q.device)[:, None]  # (u, n)
+        k, v = k_cache[slot : slot + 1, :, :n], v_cache[slot : slot + 1, :, :n]
+        rows.append(F.scaled_dot_product_attention(q[i : i + 1], k, v, attn_mask=mask))
+    return torch.cat(rows)
