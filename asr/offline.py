@@ -1,0 +1,53 @@
+"""The unmodified model over a whole utterance: the second pass, and the yardstick.
+
+Whisper decodes well only what is padded with silence to its full window of 30 s.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from asr.audio import SAMPLE_RATE
+from asr.checkpoint import Whisper
+from asr.encoder import SAMPLES_PER_FRAME
+from asr.mel import LogMel
+from asr.search import GreedySearch
+from asr.timing import TimedWord, timed_words
+
+WINDOW_SECONDS = 30
+MAX_TOKENS = 224  # as openai-whisper
+MIN_LOGPROB = -1.0  # openai-whisper's threshold: below it the text is a guess
+
+
+class OfflineDecoder:
+    """Decodes one utterance at a time with full context.
+
+    Args:
+        model: the unmodified model; its weights are only read.
+        dtype: of the encoder's matrix products, where the machine multiplies bfloat16 faster.
+    """
+
+    def __init__(self, model: Whisper, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.mel = LogMel(model.device)
+        vocabulary = model.vocabulary
+        suppress = tuple(vocabulary.tokenizer.non_speech_tokens)
+        self.search = GreedySearch(model.decoder, vocabulary, suppress=suppress)
+        self._state = self.search.init_state(1)
+        self._row = torch.tensor([0])
+
+    @torch.no_grad()
+    def transcribe(self, samples: Tensor) -> list[TimedWord]:
+        """(n,) samples, at most 30 s -> words with times in seconds; empty where the model is not sure of any."""
+        window = WINDOW_SECONDS * SAMPLE_RATE
+        assert len(samples) <= window
+        mel = self.mel.offline(pad(samples, (0, window - len(samples)))[None].to(self.model.device))
+        with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features = self.model.encoder(mel)
+        self.search.reset(self._state, self._row)
+        (said,), _ = self.search.step(features.float(), self._state, self._row, MAX_TOKENS)
+        if not said.tokens or sum(said.logprobs) / len(said.logprobs) < MIN_LOGPROB:
+            return []
+        heard = self.model.decoder.heard(self._state.decoder, 0)
+        return timed_words(self.model, heard, list(said.tokens), len(samples) // SAMPLES_PER_FRAME)

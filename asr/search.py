@@ -1,0 +1,186 @@
+"""Greedy search that can be taken up again whenever more audio has been heard.
+
+EOT means "wait for audio": it ends the work on a chunk and is never stored. When new audio comes, the newest
+tokens are scored again, and one that no longer holds is decoded anew (CarelessWhisper, arXiv 2508.12301,
+section 4: the result stays what decoding the longer audio from the start would give).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from asr.checkpoint import Vocabulary
+from asr.decoder import Decoder, DecoderState
+
+#: A run of tokens that stands this often in a row is a loop, not speech.
+MAX_REPEATS = 3
+LONGEST_LOOP = 8  # tokens
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What one stream has been heard to say; `tokens[:stable]` are never revised again."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    frames: tuple[int, ...]  # encoder frames heard when each token was first put out
+    stable: int
+
+
+@dataclass
+class _Row:
+    """Search state of one stream, changed in place by `GreedySearch.step`."""
+
+    tokens: list[int] = field(default_factory=list)
+    logits: list[float] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    stable: int = 0
+
+    def cut(self, length: int) -> None:
+        for column in (self.tokens, self.logits, self.logprobs, self.frames):
+            del column[length:]
+
+    def push(self, token: int, logit: float, logprob: float, frame: int) -> None:
+        self.tokens.append(token)
+        self.logits.append(logit)
+        self.logprobs.append(logprob)
+        self.frames.append(frame)
+
+    def hypothesis(self) -> Hypothesis:
+        return Hypothesis(tuple(self.tokens), tuple(self.logprobs), tuple(self.frames), self.stable)
+
+
+@dataclass(frozen=True)
+class SearchState:
+    rows: list[_Row]
+    decoder: DecoderState
+
+
+class GreedySearch:
+    """Greedy decoding with the stability check, batched over streams that are out of step.
+
+    Args:
+        decoder: the scorer.
+        vocabulary: names EOT and the prefix of every hypothesis.
+        unsettled: how many of the newest tokens may still be revised.
+        suppress: tokens that are never put out; all special tokens but EOT always belong to them.
+    """
+
+    def __init__(
+        self, decoder: Decoder, vocabulary: Vocabulary, *, unsettled: int = 2, suppress: tuple[int, ...] = ()
+    ) -> None:
+        self.decoder = decoder
+        self.vocabulary = vocabulary
+        self.unsettled = unsettled
+        self._suppress = torch.tensor(suppress, dtype=torch.int64)
+
+    def init_state(self, rows: int) -> SearchState:
+        return SearchState([_Row() for _ in range(rows)], self.decoder.init_state(rows))
+
+    def reset(self, state: SearchState, rows: Tensor, tokens: list[list[int]] | None = None) -> None:
+        """Makes `rows` equal to fresh ones that begin with the given settled `tokens`."""
+        self.decoder.reset(state.decoder, rows)
+        for i, row in enumerate(rows.tolist()):
+            settled = tokens[i] if tokens else []
+            n = len(settled)
+            state.rows[row] = _Row(list(settled), [0.0] * n, [0.0] * n, [0] * n, stable=n)
+
+    def step(
+        self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int
+    ) -> tuple[list[Hypothesis], SearchState]:
+        """Hears new features and decodes until every stream waits for audio.
+
+        Args:
+            features: (B, T, d) new encoder frames of `rows`.
+            state: of all streams; the rows stepping are updated in place.
+            rows: (B,) rows stepping.
+            max_tokens: bound of new tokens per stream; what is left over is decoded with the next audio.
+        """
+        self.decoder.listen(features, state.decoder, rows)
+        waiting = self._rescore(state, rows)
+        for _ in range(max_tokens):
+            waiting = self._extend(waiting, state)
+            if not waiting:
+                break
+        return self.hypotheses(state, rows), state
+
+    def hypotheses(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
+        """What `rows` have said so far."""
+        return [state.rows[row].hypothesis() for row in rows.tolist()]
+
+    def settle(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
+        """Declares everything decoded so far final, at the end of an utterance."""
+        for row in rows.tolist():
+            state.rows[row].stable = len(state.rows[row].tokens)
+        return self.hypotheses(state, rows)
+
+    def _rescore(self, state: SearchState, rows: Tensor) -> dict[int, Tensor]:
+        """Feeds the unsettled tokens again; returns each row's logits (V,) for its next token."""
+        prefix, cache = len(self.vocabulary.prefix), state.decoder.text
+        feeds, first_checked = [], []
+        for row in rows.tolist():
+            stream = state.rows[row]
+            checked = max(stream.stable, len(stream.tokens) - self.unsettled)
+            stream.stable = checked
+            # The logits that judge token `checked` come from the position before it.
+            start = min(int(cache.lengths[row]), prefix + checked - 1) if checked else 0
+            cache.lengths[row] = start
+            feeds.append([*self.vocabulary.prefix, *stream.tokens][start:])
+            first_checked.append(prefix + checked - 1 - start)
+        logits = self._feed(feeds, state, rows)
+        waiting = {}
+        for i, row in enumerate(rows.tolist()):
+            stream, position = state.rows[row], first_checked[i]
+            for j in range(stream.stable, len(stream.tokens)):
+                here, token = logits[i, position], stream.tokens[j]
+                logit = float(here[token])
+                if int(here.argmax()) != token and logit < stream.logits[j]:
+                    cache.lengths[row] -= len(stream.tokens) - j
+                    stream.cut(j)
+                    break
+                stream.logits[j] = logit
+                stream.logprobs[j] = logit - float(here.logsumexp(-1))
+                position += 1
+            waiting[row] = logits[i, position]
+        return waiting
+
+    def _extend(self, waiting: dict[int, Tensor], state: SearchState) -> dict[int, Tensor]:
+        """Appends one token to every row whose best continuation is not EOT."""
+        scores = torch.stack(list(waiting.values()))
+        best, normaliser = scores.argmax(-1).tolist(), scores.logsumexp(-1).tolist()
+        going = []
+        for i, row in enumerate(waiting):
+            stream, token = state.rows[row], best[i]
+            if token == self.vocabulary.eot or _is_loop([*stream.tokens, token]) or self._full(stream):
+                continue
+            logit = float(scores[i, token])
+            stream.push(token, logit, logit - normaliser[i], int(state.decoder.audio.lengths[row]))
+            going.append(row)
+        if not going:
+            return {}
+        logits = self._feed([state.rows[row].tokens[-1:] for row in going], state, torch.tensor(going))
+        return {row: logits[i, 0] for i, row in enumerate(going)}
+
+    def _feed(self, feeds: list[list[int]], state: SearchState, rows: Tensor) -> Tensor:
+        """Runs the decoder over rows of different numbers of tokens; (B, u, V) with EOT the last id."""
+        longest = max(map(len, feeds))
+        padded = torch.tensor([feed + [0] * (longest - len(feed)) for feed in feeds])
+        logits = self.decoder.logits(padded.to(self.decoder.ln.weight.device), state.decoder, rows)
+        state.decoder.text.rewind(rows, torch.tensor([longest - len(feed) for feed in feeds]))
+        logits = logits[..., : self.vocabulary.eot + 1]
+        logits[..., self._suppress] = -torch.inf
+        return logits
+
+    def _full(self, stream: _Row) -> bool:
+        return len(self.vocabulary.prefix) + len(stream.tokens) >= self.decoder.dims.n_text_ctx - 1
+
+
+def _is_loop(tokens: list[int]) -> bool:
+    """Whether the newest tokens repeat what stands before them more than MAX_REPEATS times."""
+    for n in range(1, LONGEST_LOOP + 1):
+        span = n * (MAX_REPEATS + 1)
+        if len(tokens) >= span and tokens[-span:] == tokens[-n:] * (MAX_REPEATS + 1):
+            return True
+    return False

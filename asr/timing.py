@@ -1,0 +1,122 @@
+"""Word times from cross-attention, and word confidences from token probabilities.
+
+The alignment heads' attention is normalised as openai-whisper does (softmax over audio, standard scores over
+tokens, median filter), then one monotone path through tokens x frames gives each token its stretch of audio.
+"""
+
+import string
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asr.checkpoint import Vocabulary, Whisper
+from asr.encoder import FRAMES_PER_SECOND
+
+MEDIAN_WIDTH = 7  # frames
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    """`text` without surrounding space; times in seconds from the start of the audio."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float  # geometric mean of the token probabilities
+    n_tokens: int
+
+
+def token_frames(scores: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
+    """Where in the audio each token lies.
+
+    Args:
+        scores: (heads, u, T) attention scores; row i belongs to the position that *predicts* token i.
+        n_frames: frames of real audio, at most T.
+
+    Returns:
+        (u,) first frame and (u,) frame behind the last one of each token.
+    """
+    weights = scores[:, :, :n_frames].float().softmax(dim=-1)
+    std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+    weights = (weights - mean) / (std + 1e-9)
+    half = MEDIAN_WIDTH // 2
+    if n_frames > half:
+        padded = torch.nn.functional.pad(weights, (half, half), mode="reflect")
+        weights = padded.unfold(-1, MEDIAN_WIDTH, 1).median(dim=-1).values
+    return monotone_path(weights.mean(dim=0))
+
+
+def monotone_path(gain: Tensor) -> tuple[Tensor, Tensor]:
+    """The best division of frames among tokens in order; a token may share its frame with the next.
+
+    Dynamic time warping with steps (0, 1), (1, 1), (1, 0) over gain (u, T).
+
+    Returns:
+        (u,) first frame and (u,) frame behind the last one of each token.
+    """
+    u, n_frames = gain.shape
+    cost = (-gain).cpu().double().numpy()
+    total = torch.full((u + 1, n_frames + 1), torch.inf, dtype=torch.float64).numpy()
+    total[0, 0] = 0
+    # Cells of one anti-diagonal do not depend on each other.
+    for diagonal in range(2, u + n_frames + 1):
+        i = torch.arange(max(1, diagonal - n_frames), min(u, diagonal - 1) + 1).numpy()
+        j = diagonal - i
+        best = total[i - 1, j - 1]
+        best = best.clip(max=total[i, j - 1])
+        best = best.clip(max=total[i - 1, j])
+        total[i, j] = cost[i - 1, j - 1] + best
+    first, behind = torch.zeros(u, dtype=torch.int64), torch.zeros(u, dtype=torch.int64)
+    i, j = u, n_frames
+    behind[u - 1] = n_frames
+    while i > 0 and j > 0:
+        first[i - 1] = j - 1
+        behind[i - 1] = max(int(behind[i - 1]), j)
+        moves = (total[i - 1, j - 1], total[i, j - 1], total[i - 1, j])
+        move = min(range(3), key=moves.__getitem__)
+        i, j = i - (move != 1), j - (move != 2)
+    return first, behind
+
+
+def words_of(tokens: list[int], vocabulary: Vocabulary) -> list[tuple[str, int]]:
+    """Tokens -> (word, number of tokens). Punctuation belongs to its word, as the tokenizer cuts at spaces."""
+    words, counts = vocabulary.tokenizer.split_to_word_tokens(tokens)
+    merged: list[tuple[str, int]] = []
+    for word, ids in zip(words, counts, strict=True):
+        joins = merged and (not word.startswith(" ") or word.strip() in string.punctuation)
+        if joins:
+            merged[-1] = (merged[-1][0] + word, merged[-1][1] + len(ids))
+        else:
+            merged.append((word, len(ids)))
+    return [(word.strip(), n) for word, n in merged]
+
+
+def timed_words(
+    model: Whisper, audio: list[tuple[Tensor, Tensor]], tokens: list[int], n_frames: int
+) -> list[TimedWord]:
+    """Words of `tokens` with times and confidences, by teacher-forcing them over what was heard.
+
+    Args:
+        audio: each decoder layer's cross-attention keys and values (1, H, T, D).
+        tokens: text tokens, without prefix and EOT.
+        n_frames: encoder frames of real audio, at most T.
+    """
+    if not tokens:
+        return []
+    vocabulary = model.vocabulary
+    sequence = torch.tensor([[*vocabulary.prefix, *tokens, vocabulary.eot]], device=model.device)
+    scores, hidden = model.decoder.alignment_pass(sequence, model.alignment_heads, audio)
+    start = len(vocabulary.prefix) - 1  # the position that predicts the first token
+    logprobs = model.decoder.project(hidden[start:-2]).float().log_softmax(-1)
+    chosen = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
+    first, behind = token_frames(scores[:, start:-1], n_frames)  # EOT takes what follows the last word
+    timed, i = [], 0
+    for text, n in words_of(tokens, vocabulary):
+        end = max(int(behind[i + n - 1]), int(first[i]) + 1)
+        confidence = float(chosen[i : i + n].mean().exp())
+        timed.append(
+            TimedWord(text, int(first[i]) / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND, confidence, n)
+        )
+        i += n
+    return timed
