@@ -1,0 +1,210 @@
+"""Aligned clips -> training examples: augmented audio, and what it says when."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import soxr
+from whisper.tokenizer import Tokenizer
+
+from adapters.align import AlignedClip
+from asr.audio import SAMPLE_RATE, read_audio
+from asr.encoder import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
+
+MAX_SECONDS = 28.0  # longer than any window that serving lets grow
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """`n` frames of the example, from frame `start`, should look like rows `row`.. of the base model's features."""
+
+    start: int
+    row: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Example:
+    samples: np.ndarray  # (n,) float32
+    tokens: tuple[int, ...]
+    ends: tuple[
+        float, ...
+    ]  # seconds at which each token's word has been said; None-text clips have no tokens
+    transcribed: bool  # False: only distillation can be learnt from it
+    distil: tuple[Distillation, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Probabilities and ranges of what is done to a clip."""
+
+    silence_only: float = 0.04
+    crop: float = 0.15  # start at a later word, as a rotated window does
+    join: float = 0.15  # two clips in one window
+    speed: float = 0.2
+    noise: float = 0.35
+    lead_s: float = 0.8
+    trail_s: tuple[float, float] = (0.3, 1.0)
+    gain_db: tuple[float, float] = (-18.0, 6.0)
+    snr_db: tuple[float, float] = (5.0, 30.0)
+
+
+class Examples:
+    """Draws examples from aligned clips; the same (seed, epoch, index) always gives the same one."""
+
+    def __init__(
+        self, clips: list[AlignedClip], tokenizer: Tokenizer, augmentation: Augmentation, seed: int = 0
+    ) -> None:
+        self.clips = clips
+        self.tokenizer = tokenizer
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def batches(self, epoch: int, seconds: float) -> list[list[int]]:
+        """Indices of clips in batches of about `seconds` of audio, similar lengths together, in random order."""
+        rng = np.random.default_rng((self.seed, epoch))
+        lengths = np.array([clip.seconds for clip in self.clips])
+        order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)))
+        batches: list[list[int]] = [[]]
+        for index in order:
+            if batches[-1] and lengths[index] * (len(batches[-1]) + 1) > seconds:
+                batches.append([])
+            batches[-1].append(int(index))
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def draw(self, epoch: int, indices: list[int]) -> list[Example]:
+        return [self._draw(np.random.default_rng((self.seed, epoch, index)), index) for index in indices]
+
+    def _draw(self, rng: np.random.Generator, index: int) -> Example:
+        policy, clip = self.augmentation, self.clips[index]
+        if rng.random() < policy.silence_only:
+            return Example(_no_speech(rng, min(clip.seconds, 10.0)), (), (), transcribed=True)
+        example = self._plain(clip)
+        if example.transcribed and rng.random() < policy.crop:
+            example = _crop(example, rng)
+        if rng.random() < policy.join:
+            other = self._plain(self.clips[rng.integers(len(self.clips))])
+            if (
+                other.transcribed
+                and example.transcribed
+                and example.seconds + other.seconds < MAX_SECONDS - 3
+            ):
+                example = _join(example, other, _silence(rng, rng.uniform(0.1, 0.8)))
+        if rng.random() < policy.speed:
+            example = _at_speed(example, rng.choice((0.9, 1.1)))
+        lead = _silence(rng, rng.uniform(0, policy.lead_s) if rng.random() < 0.5 else 0.0)
+        example = _join(Example(lead, (), (), example.transcribed), example, np.zeros(0, np.float32))
+        samples = np.concatenate([example.samples, _silence(rng, rng.uniform(*policy.trail_s))])
+        gain = np.float32(10 ** (rng.uniform(*policy.gain_db) / 20))
+        if rng.random() < policy.noise:
+            samples = samples + _noise_at(rng, samples, rng.uniform(*policy.snr_db))
+        return replace(example, samples=(samples * gain).clip(-1, 1).astype(np.float32))
+
+    def _plain(self, clip: AlignedClip) -> Example:
+        samples = _decoded(clip.audio).astype(np.float32) / 32768
+        tokens: list[int] = []
+        ends: list[float] = []
+        for text, _, end in clip.words or ():
+            word = self.tokenizer.encode(" " + text)
+            tokens += word
+            ends += [end] * len(word)
+        distil = (Distillation(0, clip.offset, clip.frames),)
+        return Example(samples, tuple(tokens), tuple(ends), clip.words is not None, distil)
+
+
+@cache
+def _decoded(path: str) -> np.ndarray:
+    """A clip as int16, kept: an hour takes 115 MB, decoding it again and again half a core."""
+    return (read_audio(path) * 32767).astype(np.int16)
+
+
+def _join(first: Example, second: Example, gap: np.ndarray) -> Example:
+    """`second` behind `first` with `gap` between, the seam on a frame boundary."""
+    head = np.concatenate([first.samples, gap])
+    head = head[: len(head) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME]
+    shift, frames = len(head) / SAMPLE_RATE, len(head) // SAMPLES_PER_FRAME
+    kept = tuple(replace(d, n=min(d.n, frames - d.start)) for d in first.distil)
+    moved = tuple(replace(d, start=d.start + frames) for d in second.distil)
+    return Example(
+        samples=np.concatenate([head, second.samples]),
+        tokens=first.tokens + second.tokens,
+        ends=first.ends + tuple(end + shift for end in second.ends),
+        transcribed=first.transcribed and second.transcribed,
+        distil=kept + moved,
+    )
+
+
+def _crop(example: Example, rng: np.random.Generator) -> Example:
+    """Starts at a random later word, where the longest pauses are not needed: rotation may cut anywhere."""
+    cuts = [i for i in range(1, len(example.ends)) if example.ends[i] > example.ends[i - 1]]
+    cuts = [i for i in cuts if example.ends[i - 1] < 0.6 * example.seconds]
+    if not cuts:
+        return example
+    first = int(rng.choice(cuts))
+    frame = int(example.ends[first - 1] * FRAMES_PER_SECOND)
+    start = frame / FRAMES_PER_SECOND
+    return Example(
+        samples=example.samples[frame * SAMPLES_PER_FRAME :],
+        tokens=example.tokens[first:],
+        ends=tuple(end - start for end in example.ends[first:]),
+        transcribed=True,
+        distil=tuple(
+            replace(d, start=0, row=d.row + frame, n=d.n - frame) for d in example.distil if d.n > frame
+        ),
+    )
+
+
+def _at_speed(example: Example, speed: float) -> Example:
+    """Faster or slower, pitch and all; the base model's features no longer fit then."""
+    samples = soxr.resample(example.samples, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ").astype(
+        np.float32
+    )
+    return replace(example, samples=samples, ends=tuple(end / speed for end in example.ends), distil=())
+
+
+def _silence(rng: np.random.Generator, seconds: float) -> np.ndarray:
+    """Digital silence or the faint noise of a room."""
+    n = int(seconds * SAMPLE_RATE)
+    level = 0.0 if rng.random() < 0.3 else 10 ** rng.uniform(-4.5, -2.7)
+    return (rng.standard_normal(n) * level).astype(np.float32)
+
+
+def _no_speech(rng: np.random.Generator, seconds: float) -> np.ndarray:
+    """Silence, coloured noise, or noise in bursts."""
+    n = int(seconds * SAMPLE_RATE)
+    if rng.random() < 0.3:
+        return _silence(rng, seconds)
+    noise = _coloured_noise(rng, n)
+    if rng.random() < 0.5:
+        knots = rng.random(max(2, int(seconds * 6))) ** 3
+        noise = noise * np.interp(np.linspace(0, len(knots) - 1, n), np.arange(len(knots)), knots)
+    return (noise * 10 ** rng.uniform(-3, -0.7)).astype(np.float32)
+
+
+def _coloured_noise(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Unit-variance noise whose spectrum falls by 0 to 12 dB an octave."""
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    spectrum *= np.maximum(np.arange(len(spectrum)), 20.0 * n / SAMPLE_RATE) ** -rng.uniform(0, 2)
+    noise = np.fft.irfft(spectrum, n)
+    return noise / (noise.std() + 1e-9)
+
+
+def _noise_at(rng: np.random.Generator, samples: np.ndarray, snr_db: float) -> np.ndarray:
+    power = float(np.sqrt(np.mean(samples**2)) + 1e-9)
+    return (_coloured_noise(rng, len(samples)) * power * 10 ** (-snr_db / 20)).astype(np.float32)
+
+
+def epochs(examples: Examples, seconds: float, first_step: int) -> Iterator[tuple[int, list[int]]]:
+    """(epoch, indices) of every batch from `first_step` on, for ever."""
+    epoch, step = 0, 0
+    while True:
+        for indices in examples.batches(epoch, seconds):
+            if step >= first_step:
+                yield epoch, indices
+            step += 1
+        epoch += 1

@@ -1,0 +1,71 @@
+"""Low-rank adapters through peft: attach, merge, save, load."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from asr.checkpoint import Whisper
+
+WEIGHTS = Path(__file__).parent / "weights"
+CARD = "README.md"
+
+#: Every projection of attention and both layers of the MLPs.
+TARGETS = r".*\.(query|key|value|out|mlp\.0|mlp\.2)"
+
+
+class AdapterError(ValueError):
+    """An adapter that is missing or does not fit; the message says what to do."""
+
+
+def attach(model: Whisper, *, encoder_rank: int = 128, decoder_rank: int = 64) -> PeftModel:
+    """Puts trainable adapters, alpha = rank, on every attention and MLP projection of `model`.
+
+    The causal encoder has most to relearn, so it gets the larger rank.
+    """
+    config = LoraConfig(
+        r=decoder_rank,
+        lora_alpha=decoder_rank,
+        rank_pattern={r"encoder\..*": encoder_rank},
+        alpha_pattern={r"encoder\..*": encoder_rank},
+        target_modules=TARGETS,
+    )
+    return get_peft_model(model, config)
+
+
+def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftModel:
+    """Puts the adapter saved in `directory` on `model`, unmerged.
+
+    Raises:
+        AdapterError: nothing there, or made for another model.
+    """
+    if not (directory / "adapter_config.json").is_file():
+        raise AdapterError(
+            f"no adapter in {directory}: expected adapter_config.json and adapter_model.safetensors"
+        )
+    try:
+        return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+    except (RuntimeError, ValueError, OSError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise AdapterError(f"the adapter in {directory} cannot be put on this model: {reason}") from error
+
+
+def merge(adapted: PeftModel) -> Whisper:
+    """Folds the adapter into the weights for serving; the wrapped model is used up."""
+    merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    assert isinstance(merged, Whisper)
+    return merged.eval().requires_grad_(False)
+
+
+def save(adapted: PeftModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Writes the adapter in peft's own format, its weights as `dtype` safetensors."""
+    state = {k: v.to(dtype) for k, v in adapted.state_dict().items() if "lora_" in k}
+    adapted.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
+
+
+def shipped(name: str) -> Path | None:
+    """The directory of the adapter that comes with the project for the base model `name`."""
+    directory = WEIGHTS / f"careless-{name}"
+    return directory if (directory / "adapter_config.json").is_file() else None

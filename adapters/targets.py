@@ -1,0 +1,105 @@
+"""Which token may be said when: the decoder's training queries for one window of audio.
+
+At serving time a token's keys and values were computed with the audio that had been heard when it was put out,
+and between tokens the decoder is asked again and again with a little more audio and answers EOT, "wait".
+Training asks exactly these questions, all of them in one pass over one encoding (the emission-consistent
+variant of CarelessWhisper's cuts): every token is predicted with the audio up to its own boundary, and at K
+sampled boundaries the position after the tokens said so far must answer EOT.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.data import Example
+from asr.encoder import FRAME_LOOKAHEAD, FRAMES_PER_SECOND
+
+IGNORED = -100  # target of positions without a loss
+
+#: Odds that the settled tokens have seen 0, 1 or 2 more chunks than when they were put out: the stability
+#: check computes them again while they are among the newest.
+SLACK = (0.6, 0.25, 0.15)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Decoder input for one example; the tokens come first, then the wait queries."""
+
+    tokens: list[int]
+    positions: list[int]
+    limits: list[int]  # encoder frames that each position sees
+    targets: list[int]
+    n_text: int  # how many are tokens
+
+
+def plan(
+    example: Example,
+    prefix: tuple[int, ...],
+    eot: int,
+    tau: int,
+    delay_s: float,
+    cuts: int,
+    rng: np.random.Generator,
+) -> Queries:
+    """The queries of one example.
+
+    Args:
+        tau: frames per block; chunk k ends at k * tau frames and gives k * tau - 1 frames of features.
+        delay_s: how long after its word's end a token is due.
+        cuts: most wait queries that are asked.
+    """
+    chunk_s = tau / FRAMES_PER_SECOND
+    n_chunks = max(1, int(example.seconds / chunk_s))
+    due = [min(n_chunks, max(1, math.ceil((end + delay_s) / chunk_s))) for end in example.ends]
+    due = np.maximum.accumulate(np.array(due, dtype=np.int64)) if due else np.zeros(0, dtype=np.int64)
+    slack = int(rng.choice(len(SLACK), p=SLACK))
+
+    sequence = [*prefix, *example.tokens]
+    start = len(prefix) - 1  # the position that predicts the first token
+    seen = np.minimum(due + slack, n_chunks)
+    last = int(rng.integers(seen[-1] if len(seen) else 1, n_chunks + 1))
+    chunks = [int(seen[0]) if len(seen) else last] * start + seen.tolist() + [last]
+    targets = [IGNORED] * start + list(example.tokens) + [eot]
+
+    # A wait query at chunk k stands behind the tokens due by then, none of which may have seen more than k.
+    said = np.searchsorted(due, np.arange(n_chunks + 1), side="right")  # tokens due by chunk k
+    open_chunks = [k for k in range(1, n_chunks + 1) if said[k] == 0 or seen[said[k] - 1] <= k]
+    waits = sorted(rng.permutation(open_chunks)[:cuts].tolist())
+    positions = [start + int(said[k]) for k in waits]
+    return Queries(
+        tokens=sequence + [sequence[p] for p in positions],
+        positions=list(range(len(sequence))) + positions,
+        limits=[max(1, k * tau - FRAME_LOOKAHEAD) for k in chunks + waits],
+        targets=targets + [eot] * len(waits),
+        n_text=len(sequence),
+    )
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    tokens: Tensor  # (B, Q)
+    positions: Tensor  # (B, Q)
+    targets: Tensor  # (B, Q)
+    self_mask: Tensor  # (B, 1, Q, Q) bool
+    cross_mask: Tensor  # (B, 1, Q, T) bool
+
+
+def collate(queries: list[Queries], n_frames: int) -> QueryBatch:
+    """Pads to one shape; a padded position sees only itself and one frame, and has no target."""
+    width = max(len(q.tokens) for q in queries)
+
+    def column(values: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (width - len(row)) for row in values])
+
+    tokens = column([q.tokens for q in queries], 0)
+    positions = column([q.positions for q in queries], 0)
+    targets = column([q.targets for q in queries], IGNORED)
+    limits = column([q.limits for q in queries], 1)
+    is_text = torch.arange(width)[None] < torch.tensor([[q.n_text] for q in queries])  # (B, Q)
+    earlier = positions[:, None, :] < positions[:, :, None]  # key position before query position
+    self_mask = (earlier & is_text[:, None, :]) | torch.eye(width, dtype=torch.bool)
+    cross_mask = torch.arange(n_frames)[None, None] < limits[:, :, None]
+    return QueryBatch(tokens, positions, targets, self_mask[:, None], cross_mask[:, None])

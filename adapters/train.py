@@ -1,0 +1,247 @@
+"""Training of the causal Whisper ("careless"): resumable, on a CPU, a GPU, or several under torchrun.
+
+One step: one block-causal encoder pass over a batch of windows with a random block size, one decoder pass
+that asks all questions at once (adapters/targets.py), cross-entropy on the answers, and distillation of the
+unmodified encoder's full-context features into the causal ones.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
+
+from adapters import lora
+from adapters.data import Example, Examples, epochs
+from adapters.targets import IGNORED, QueryBatch, collate, plan
+from asr.checkpoint import Whisper
+from asr.encoder import MEL_PER_FRAME, SAMPLES_PER_FRAME, block_causal_mask
+from asr.mel import LogMel
+
+CHECKPOINT, LOG, CURVES = "checkpoint.pt", "log.jsonl", "curves.png"
+
+#: Block sizes in frames of 20 ms and their odds: one adapter for chunks of 100 ms to 1 s.
+BLOCKS = {5: 0.16, 8: 0.07, 10: 0.17, 12: 0.05, 15: 0.30, 20: 0.07, 25: 0.10, 35: 0.03, 50: 0.05}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how; every field is written into the checkpoint."""
+
+    steps: int = 3000
+    batch_seconds: float = 120.0
+    learning_rate: float = 6e-4
+    warmup: int = 100
+    encoder_rank: int = 128
+    decoder_rank: int = 64
+    distillation: float = 1.0
+    cuts: int = 48  # wait queries per window
+    delay_s: float = 0.14  # a word is due this long after its end
+    freq_mask: int = 12  # mel bins
+    time_mask: int = 20  # mel frames
+    clip_norm: float = 1.0
+    seed: int = 0
+
+
+class Trainer:
+    """One run in one directory: `checkpoint.pt`, `log.jsonl`, `curves.png`, and the adapter at the end."""
+
+    def __init__(
+        self, model: Whisper, examples: Examples, features: np.ndarray, recipe: Recipe, out: Path
+    ) -> None:
+        self.recipe, self.examples, self.features, self.out = recipe, examples, features, out
+        self.rank, self.world = _join_process_group()
+        self.device = model.device
+        self.vocabulary = model.vocabulary
+        self.mel = LogMel(self.device)
+        torch.manual_seed(recipe.seed)
+        self.adapted: PeftModel = lora.attach(
+            model, encoder_rank=recipe.encoder_rank, decoder_rank=recipe.decoder_rank
+        )
+        self.model = model
+        self.weights = [p for p in self.adapted.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
+        )
+        self.step = 0
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / CHECKPOINT).exists():
+            self._resume()
+
+    def run(
+        self, *, save_every: int = 100, progress: Callable[[int, dict[str, float]], None] = lambda *_: None
+    ) -> None:
+        """Trains to the last step; an interruption loses at most `save_every` steps."""
+        stream = epochs(self.examples, self.recipe.batch_seconds * self.world, self.step)
+        while self.step < self.recipe.steps:
+            epoch, indices = next(stream)
+            mine = self.examples.draw(epoch, indices[self.rank :: self.world])
+            record = self._train_step(mine)
+            self.step += 1
+            if self.rank == 0:
+                with (self.out / LOG).open("a") as log:
+                    log.write(json.dumps({"step": self.step, "epoch": epoch, **record}) + "\n")
+                progress(self.step, record)
+                if self.step % save_every == 0 or self.step == self.recipe.steps:
+                    self.save()
+
+    def save(self) -> None:
+        """Checkpoint (atomically) and loss curves; the adapter itself once training has ended."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "weights": {name: p.detach() for name, p in self.adapted.named_parameters() if p.requires_grad},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, self.out / (CHECKPOINT + ".part"))
+        os.replace(self.out / (CHECKPOINT + ".part"), self.out / CHECKPOINT)
+        lora.save(self.adapted, self.out / "adapter")
+        draw_curves(self.out)
+
+    def _resume(self) -> None:
+        state = torch.load(self.out / CHECKPOINT, weights_only=True, map_location=self.device)
+        fixed = ("encoder_rank", "decoder_rank")
+        if any(state["recipe"][key] != getattr(self.recipe, key) for key in fixed):
+            raise ValueError(
+                f"{self.out} holds a run with other ranks; choose another --out or the same ranks"
+            )
+        own = dict(self.adapted.named_parameters())
+        with torch.no_grad():
+            for name, value in state["weights"].items():
+                own[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def _train_step(self, batch: list[Example]) -> dict[str, float]:
+        rng = np.random.default_rng((self.recipe.seed, self.step, self.rank))
+        tau = int(rng.choice(list(BLOCKS), p=np.array(list(BLOCKS.values())) / sum(BLOCKS.values())))
+        rate = self._learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        mel = self._mel(batch, rng)
+        n_frames = mel.shape[2] // MEL_PER_FRAME
+        with torch.autocast(self.device.type, torch.bfloat16):
+            mask = block_causal_mask(n_frames, tau, self.device)
+            encoded = self.model.encoder(mel, mask)
+            distilled = self._distillation(batch, encoded)
+            prefix, eot = self.vocabulary.prefix, self.vocabulary.eot
+            spoken = [i for i, example in enumerate(batch) if example.transcribed]
+            plans = [
+                plan(batch[i], prefix, eot, tau, self.recipe.delay_s, self.recipe.cuts, rng) for i in spoken
+            ]
+            words, waits, right = self._cross_entropy(
+                encoded[spoken], collate(plans, n_frames) if plans else None
+            )
+        loss = words + waits + self.recipe.distillation * distilled
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._share_gradients()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip_norm))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        return {
+            "tau": tau, "words": float(words), "waits": float(waits), "distillation": float(distilled),
+            "accuracy": right, "grad_norm": norm, "lr": rate, "seconds": sum(e.seconds for e in batch),
+        }  # fmt: skip
+
+    def _mel(self, batch: list[Example], rng: np.random.Generator) -> Tensor:
+        """(B, 80, t) running-maximum log-mel of the padded batch, with SpecAugment's masks."""
+        longest = max(len(example.samples) for example in batch)
+        n = min(-(-longest // SAMPLES_PER_FRAME) * SAMPLES_PER_FRAME, 30 * 16_000)
+        samples = torch.zeros(len(batch), n)
+        for row, example in zip(samples, batch, strict=True):
+            row[: min(n, len(example.samples))] = torch.from_numpy(example.samples[:n])
+        mel = self.mel.whole(samples.to(self.device))
+        for row in mel:
+            if rng.random() < 0.5:
+                width, start = rng.integers(1, self.recipe.freq_mask + 1), rng.integers(80)
+                row[start : start + width] = row.mean()
+                width, start = rng.integers(1, self.recipe.time_mask + 1), rng.integers(row.shape[1])
+                row[:, start : start + width] = row.mean()
+        return mel
+
+    def _distillation(self, batch: list[Example], encoded: Tensor) -> Tensor:
+        """Mean squared error towards the base model's features, in units of their variance."""
+        own, wanted = [], []
+        for row, example in zip(encoded, batch, strict=True):
+            for part in example.distil:
+                n = min(part.n, len(row) - part.start)
+                own.append(row[part.start : part.start + n])
+                wanted.append(torch.from_numpy(np.array(self.features[part.row : part.row + n])))
+        if not own:
+            return encoded.sum() * 0.0
+        target = torch.cat(wanted).to(self.device).float()
+        return F.mse_loss(torch.cat(own).float(), target) / target.var()
+
+    def _cross_entropy(self, encoded: Tensor, queries: QueryBatch | None) -> tuple[Tensor, Tensor, float]:
+        """Mean loss of the tokens, mean loss of the waits, share of tokens predicted right."""
+        if queries is None:
+            return encoded.sum() * 0.0, encoded.sum() * 0.0, 0.0
+        asked = QueryBatch(
+            *(getattr(queries, name).to(self.device) for name in QueryBatch.__dataclass_fields__)
+        )
+        decoder = self.model.decoder
+        hidden = decoder(asked.tokens, encoded, asked.positions, asked.self_mask, asked.cross_mask)
+        kept = asked.targets != IGNORED
+        targets = asked.targets[kept]
+        logits = decoder.project(hidden[kept]).float()[:, : self.vocabulary.eot + 1]
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        is_word = targets != self.vocabulary.eot
+        right = (logits.argmax(-1) == targets)[is_word].float().mean()
+        share = is_word.float().mean()
+        words = losses[is_word].mean() if is_word.any() else losses.sum() * 0.0
+        return words * 1.0, losses[~is_word].mean(), float(right) if share > 0 else 0.0
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then a cosine down to a twentieth."""
+        recipe = self.recipe
+        if self.step < recipe.warmup:
+            return recipe.learning_rate * (self.step + 1) / recipe.warmup
+        done = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+        return recipe.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+    def _share_gradients(self) -> None:
+        if self.world > 1:
+            for weight in self.weights:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+                dist.all_reduce(weight.grad, op=dist.ReduceOp.SUM)
+                weight.grad /= self.world
+
+
+def _join_process_group() -> tuple[int, int]:
+    """(rank, world size); joins the group that torchrun describes in the environment, if it does."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return int(os.environ.get("RANK", "0")), world
+
+
+def draw_curves(run: Path) -> None:
+    """curves.png from log.jsonl: each loss over steps, smoothed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = [json.loads(line) for line in (run / LOG).read_text().splitlines()]
+    steps = [record["step"] for record in records]
+    figure, axes = plt.subplots(1, 4, figsize=(16, 3.5), layout="constrained")
+    for axis, key in zip(axes, ("words", "waits", "distillation", "accuracy"), strict=True):
+        values = np.array([record[key] for record in records])
+        width = max(1, min(50, len(values) // 10))
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        axis.plot(steps, values, alpha=0.2)
+        axis.plot(steps[width - 1 :], smooth)
+        axis.set(title=key, xlabel="step")
+        axis.grid(alpha=0.3)
+    figure.savefig(run / CURVES, dpi=110)
+    plt.close(figure)
