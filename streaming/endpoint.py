@@ -1,0 +1,107 @@
+"""Voice activity and silence: when somebody speaks, and when an utterance has ended."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asr.audio import SAMPLE_RATE
+
+WINDOW = 512  # samples per probability, 32 ms
+_CONTEXT = 64  # samples before a window that silero-vad sees again
+_STATE = 128  # width of its recurrent state
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """When a window of speech opens and closes. Probabilities are silero-vad's."""
+
+    onset: float = 0.5  # speech begins where a window reaches this
+    offset: float = 0.35  # and goes on while windows reach this
+    silence_ms: int = 700  # an utterance ends after this much silence
+    lead_ms: int = 500  # audio before the onset that belongs to the utterance
+    longest_ms: int = 28_000  # an utterance is cut at the latest here, at its quietest place
+
+    def __post_init__(self) -> None:
+        if not 0 < self.offset <= self.onset < 1:
+            raise ValueError("onset and offset are probabilities, offset not above onset")
+        if not 100 <= self.silence_ms <= 10_000:
+            raise ValueError(f"silence_ms must be 100 to 10000, not {self.silence_ms}")
+        if not 10_000 <= self.longest_ms <= 28_000:
+            raise ValueError(f"longest_ms must be 10000 to 28000, not {self.longest_ms}")
+
+
+@dataclass(frozen=True)
+class VoiceState:
+    """One row per stream."""
+
+    recurrent: Tensor  # (S, 2, 128)
+    context: Tensor  # (S, 64)
+    tail: Tensor  # (S, 512) samples of a window that is not complete, left-aligned
+    fill: Tensor  # (S,) int64
+
+
+class VoiceActivity:
+    """silero-vad as a pure step over many streams: samples -> probability of speech per 32 ms."""
+
+    stride = WINDOW
+    lookahead = 0
+
+    def __init__(self) -> None:
+        threads = torch.get_num_threads()
+        from silero_vad import load_silero_vad  # sets torch to one thread when imported
+
+        self._model = load_silero_vad()._model
+        torch.set_num_threads(threads)
+
+    def init_state(self, rows: int) -> VoiceState:
+        return VoiceState(
+            recurrent=torch.zeros(rows, 2, _STATE),
+            context=torch.zeros(rows, _CONTEXT),
+            tail=torch.zeros(rows, WINDOW),
+            fill=torch.zeros(rows, dtype=torch.int64),
+        )
+
+    def reset(self, state: VoiceState, rows: Tensor) -> None:
+        """Makes `rows` equal to fresh ones."""
+        state.recurrent[rows] = 0
+        state.context[rows] = 0
+        state.fill[rows] = 0
+
+    @torch.no_grad()
+    def step(self, samples: Tensor, state: VoiceState, rows: Tensor) -> tuple[list[Tensor], VoiceState]:
+        """Probabilities of every window that the new samples complete.
+
+        Args:
+            samples: (B, n) of `rows` (B,), which may be out of step with each other.
+
+        Returns:
+            (t,) probabilities for each row, t >= 0, and the state, updated in place.
+        """
+        pieces = []
+        for row, new in zip(rows.tolist(), samples, strict=True):
+            audio = torch.cat([state.tail[row, : int(state.fill[row])], new])
+            windows, rest = audio.split([len(audio) // WINDOW * WINDOW, len(audio) % WINDOW])
+            state.tail[row, : len(rest)] = rest
+            state.fill[row] = len(rest)
+            pieces.append(windows.view(-1, WINDOW))
+        probabilities: list[list[float]] = [[] for _ in pieces]
+        for t in range(max(map(len, pieces), default=0)):
+            active = [i for i, windows in enumerate(pieces) if t < len(windows)]
+            at = rows[active]
+            window = torch.stack([pieces[i][t] for i in active])
+            seen = torch.cat([state.context[at], window], dim=1)
+            speech, recurrent = self._model(seen, state.recurrent[at].transpose(0, 1))
+            state.recurrent[at] = recurrent.transpose(0, 1)
+            state.context[at] = window[:, -_CONTEXT:]
+            for i, p in zip(active, speech[:, 0].tolist(), strict=True):
+                probabilities[i].append(p)
+        return [torch.tensor(p) for p in probabilities], state
+
+
+def milliseconds(samples: int) -> int:
+    return samples * 1000 // SAMPLE_RATE
+
+
+def samples_in(ms: int) -> int:
+    return ms * SAMPLE_RATE // 1000

@@ -1,0 +1,286 @@
+"""Many sessions, one model: slots, dynamic batching, admission. One thread calls `step`.
+
+A step is schedule -> run -> postprocess: the sessions that have a chunk ready, one batched pass over them, and the
+events that come of it.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from asr.audio import SAMPLE_RATE
+from asr.checkpoint import Whisper
+from asr.offline import OfflineDecoder
+from asr.search import Hypothesis
+from asr.timing import TimedWord
+from streaming import policy
+from streaming.endpoint import EndpointOptions, VoiceActivity, milliseconds, samples_in
+from streaming.events import Endpoint, Fault, Final
+from streaming.final_pass import FinalJob, FinalPass
+from streaming.recognizer import Recognizer
+from streaming.session import Full, Session, SessionOptions
+from streaming.utterance import Feed, Utterances, Verdict
+
+#: Silence after the last audio of an utterance that ends at once: the model says a word a little after its end.
+FLUSH_MS = 600
+
+
+@dataclass
+class _Stream:
+    """The engine's side of a session."""
+
+    session: Session
+    row: int
+    utterances: Utterances
+    utterance: int = 0
+    shown: policy.Shown = field(default_factory=policy.Shown)
+    received: int = 0  # samples taken from the session; the window may have heard silence beyond them
+
+    @property
+    def heard(self) -> int:
+        """How much of the session's audio the model has heard, in samples."""
+        return min(self.utterances.now, self.received)
+
+    def ms(self, position: int) -> int:
+        """A sample position on the session's timeline."""
+        return self.session.options.start_ms + milliseconds(position)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One stream's part of a step."""
+
+    stream: _Stream
+    feed: Feed
+    verdict: Verdict
+    carried: tuple[int, ...] = ()  # settled tokens that the fresh window begins with
+
+
+class Engine:
+    """Serves up to `slots` sessions with one model.
+
+    Args:
+        streaming: the causal model, adapter merged.
+        base: the unmodified model, for the second pass.
+        name: what clients call the model.
+        final_pass_thread: False runs second passes within `step`, so that their cost can be measured.
+    """
+
+    def __init__(
+        self,
+        streaming: Whisper,
+        base: Whisper,
+        name: str,
+        slots: int = 32,
+        *,
+        final_pass_thread: bool = True,
+        endpoint: EndpointOptions | None = None,
+        final_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model_name = name
+        self.slots = slots
+        self.endpoint = endpoint or EndpointOptions()
+        self._recognizer = Recognizer(streaming)
+        self._vocabulary = streaming.vocabulary
+        self._voice = VoiceActivity()
+        self._state = self._recognizer.init_state(slots)
+        self._voice_state = self._voice.init_state(slots)
+        self._final_pass = FinalPass(OfflineDecoder(base, final_dtype), threaded=final_pass_thread)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._free = list(range(slots))
+        self._streams: list[_Stream] = []
+
+    # -- any thread
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    @property
+    def sessions(self) -> list[Session]:
+        with self._lock:
+            return [stream.session for stream in self._streams]
+
+    def open(self, options: SessionOptions, *, notify: Callable[[], None] | None = None) -> Session:
+        """A new session.
+
+        Raises:
+            Full: every slot is taken.
+        """
+        with self._lock:
+            if not self._free:
+                raise Full(f"all {self.slots} slots are taken; try again later")
+            row = self._free.pop()
+            session = Session(options, self._wake.set, notify)
+            utterances = Utterances(samples_in(options.chunk_ms), self.endpoint)
+            self._streams.append(_Stream(session, row, utterances))
+        return session
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is ready and no second pass is under way."""
+        return not self._final_pass.pending and not any(s.ready or s.aborted for s in self.sessions)
+
+    def wait(self, timeout: float) -> None:
+        """Blocks until audio may have arrived, at most `timeout` seconds."""
+        self._wake.wait(timeout)
+        self._wake.clear()
+
+    def close(self) -> None:
+        """Finishes second passes under way."""
+        self._final_pass.close()
+
+    # -- the worker's thread
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """One batch; False when nothing was ready."""
+        self._release([s for s in self._current() if s.session.aborted])
+        taken = [(s, *piece) for s in self._current() if (piece := s.session.take(s.utterances.chunk))]
+        for stream, samples, _ in taken:
+            stream.received += len(samples)
+        self._run(self._schedule([(stream, samples) for stream, samples, ending in taken if not ending]))
+        for stream, samples, ending in taken:
+            if ending:
+                self._finish_utterance(stream, samples)
+            stream.session.decoded(stream.received)
+            stream.session.tell()
+        return bool(taken)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends every session after `step` has raised; the engine can serve new ones."""
+        message = f"the recogniser failed ({type(error).__name__}); open a new session"
+        for stream in self._current():
+            stream.session.put(Fault("internal", message, fatal=True))
+            stream.session.tell()
+        self._release(self._current())
+
+    def _current(self) -> list[_Stream]:
+        with self._lock:
+            return list(self._streams)
+
+    def _schedule(self, taken: list[tuple[_Stream, np.ndarray]]) -> list[_Work]:
+        """Who speaks? Chunks -> what the recogniser must hear."""
+        work = []
+        for group in _by_length(taken):
+            rows = torch.tensor([stream.row for stream, _ in group])
+            samples = torch.from_numpy(np.stack([samples for _, samples in group]))
+            speech, _ = self._voice.step(samples, self._voice_state, rows)
+            for (stream, chunk), probabilities in zip(group, speech, strict=True):
+                feed, verdict = stream.utterances.hear(chunk, probabilities.numpy())
+                if feed is not None:
+                    work.append(_Work(stream, feed, verdict))
+        return work
+
+    def _run(self, work: list[_Work]) -> None:
+        """Feeds the recogniser in batches of streams in the same phase, then acts on each verdict."""
+        groups: dict[tuple[int, int, bool], list[_Work]] = defaultdict(list)
+        for item in work:
+            stream = item.stream
+            groups[stream.utterances.chunk, len(item.feed.samples), item.feed.fresh].append(item)
+        turned: list[_Work] = []
+        for (_, _, fresh), group in groups.items():
+            rows = torch.tensor([item.stream.row for item in group])
+            if fresh:
+                block = group[0].stream.session.options.block
+                self._recognizer.reset(self._state, rows, block, [list(item.carried) for item in group])
+            samples = torch.from_numpy(np.stack([item.feed.samples for item in group]))
+            hypotheses, _ = self._recognizer.step(samples, self._state, rows)
+            for item, hypothesis in zip(group, hypotheses, strict=True):
+                self._show(item.stream, hypothesis)
+                if item.verdict is Verdict.END:
+                    self._end(item.stream)
+                elif item.verdict is Verdict.TURN:
+                    turned.append(self._turn(item.stream))
+        if turned:
+            self._run(turned)
+
+    def _show(self, stream: _Stream, hypothesis: Hypothesis) -> None:
+        audio_ms = stream.ms(stream.heard)
+        partial, stream.shown = policy.partial(
+            hypothesis, stream.shown, self._vocabulary, stream.utterance, audio_ms
+        )
+        if partial is not None:
+            stream.session.put(partial)
+
+    def _finish_utterance(self, stream: _Stream, rest: np.ndarray) -> None:
+        """The client ends the utterance: the rest of its audio, and the silence that lets the last words out."""
+        utterances, chunk, session = stream.utterances, stream.utterances.chunk, stream.session
+        n_chunks = -(-(len(rest) + samples_in(FLUSH_MS)) // chunk)
+        padded = np.zeros(n_chunks * chunk, np.float32)
+        padded[: len(rest)] = rest
+        for start in range(0, len(padded), chunk):
+            self._run(self._schedule([(stream, padded[start : start + chunk])]))
+        if utterances.open:
+            self._end(stream)
+        utterances.rewind(stream.received)
+        self._voice.reset(self._voice_state, torch.tensor([stream.row]))
+        if session.drained:
+            session.close()
+            self._release([stream])
+
+    def _end(self, stream: _Stream) -> None:
+        """Settles the open window, and asks for its second pass."""
+        utterances = stream.utterances
+        self._show(stream, self._recognizer.settle(self._state, stream.row))
+        if stream.shown.text:
+            stream.session.put(Endpoint(stream.utterance, stream.ms(stream.heard)))
+            words = self._recognizer.words(self._state, stream.row)
+            assert utterances.start is not None
+            self._finalise(stream, words, utterances.audio(), utterances.start, stream.heard)
+        utterances.end()
+
+    def _turn(self, stream: _Stream) -> _Work:
+        """Ends a full window in mid-speech; words after the cut open the next window, already settled."""
+        utterances = stream.utterances
+        words = self._recognizer.words(self._state, stream.row)
+        tokens = self._state.search.rows[stream.row].tokens
+        assert utterances.start is not None
+        start = utterances.start
+        before, feed = utterances.turn()
+        cut_s = len(before) / SAMPLE_RATE
+        kept = [word for word in words if (word.start + word.end) / 2 < cut_s]
+        n_tokens = sum(word.n_tokens for word in kept)
+        if kept:
+            text = self._vocabulary.text(tokens[:n_tokens]).strip()
+            stream.session.put(policy.whole(text, stream.utterance, stream.ms(stream.heard)))
+            self._finalise(stream, kept, before, start, start + len(before))
+        return _Work(stream, feed, Verdict.GO_ON, tuple(tokens[n_tokens:]))
+
+    def _finalise(
+        self, stream: _Stream, words: list[TimedWord], samples: np.ndarray, start: int, end: int
+    ) -> None:
+        """Puts out an utterance's final: the streaming words, or what the second pass makes of its audio."""
+        session, utterance, origin = stream.session, stream.utterance, stream.session.options.start_ms
+
+        def final(better: list[TimedWord] | None) -> list[Final]:
+            said = policy.final(better or words, utterance, start, end, origin)
+            return [said] if said else []
+
+        if session.options.final_pass == "none":
+            session.put(*final(None))
+        else:
+            place = session.promise()
+            self._final_pass.submit(FinalJob(samples, lambda better: session.fulfil(place, *final(better))))
+        stream.utterance += 1
+        stream.shown = policy.Shown()
+
+    def _release(self, streams: list[_Stream]) -> None:
+        with self._lock:
+            for stream in streams:
+                self._streams.remove(stream)
+                self._free.append(stream.row)
+        if streams:
+            self._voice.reset(self._voice_state, torch.tensor([stream.row for stream in streams]))
+
+
+def _by_length(taken: list[tuple[_Stream, np.ndarray]]) -> list[list[tuple[_Stream, np.ndarray]]]:
+    groups: dict[int, list[tuple[_Stream, np.ndarray]]] = defaultdict(list)
+    for item in taken:
+        groups[len(item[1])].append(item)
+    return list(groups.values())

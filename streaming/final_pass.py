@@ -1,0 +1,78 @@
+"""The second pass: the unmodified model hears an utterance once more, whole, beside the stream of partials."""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from asr.offline import OfflineDecoder
+from asr.timing import TimedWord
+
+logger = logging.getLogger(__name__)
+
+_NICENESS = 10  # partials go first
+
+
+@dataclass(frozen=True)
+class FinalJob:
+    """An utterance to be decoded again.
+
+    `done` is called with the words, or None where the second pass failed or heard nothing.
+    """
+
+    samples: np.ndarray
+    done: Callable[[list[TimedWord] | None], None]
+
+
+class FinalPass:
+    """Runs jobs in order: in a thread of low priority with one core, or at once in the caller's."""
+
+    def __init__(self, decoder: OfflineDecoder, *, threaded: bool) -> None:
+        self._decoder = decoder
+        self._jobs: queue.Queue[FinalJob | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        if threaded:
+            self._thread = threading.Thread(target=self._serve, name="final-pass", daemon=True)
+            self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Jobs not finished yet."""
+        return self._jobs.unfinished_tasks
+
+    def submit(self, job: FinalJob) -> None:
+        if self._thread is None:
+            self._run(job)
+        else:
+            self._jobs.put(job)
+
+    def close(self) -> None:
+        """Finishes what was submitted and ends the thread."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+
+    def _serve(self) -> None:
+        torch.set_num_threads(1)
+        if hasattr(os, "setpriority"):
+            try:
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            except OSError:
+                logger.debug("the final pass keeps the usual priority", exc_info=True)
+        while (job := self._jobs.get()) is not None:
+            self._run(job)
+            self._jobs.task_done()
+        self._jobs.task_done()
+
+    def _run(self, job: FinalJob) -> None:
+        try:
+            words = self._decoder.transcribe(torch.from_numpy(job.samples)) or None
+        except Exception:  # one utterance's failure must not cost the streaming text, nor the other sessions
+            logger.exception("second pass failed; the streaming text stands")
+            words = None
+        job.done(words)

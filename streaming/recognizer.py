@@ -1,0 +1,73 @@
+"""The one place that knows the order: samples -> mel -> encoder -> search."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asr.checkpoint import Whisper
+from asr.encoder import FRAMES_PER_SECOND, EncoderState
+from asr.mel import LogMel, MelState
+from asr.search import GreedySearch, Hypothesis, SearchState
+from asr.timing import TimedWord, timed_words
+
+#: Bounds on the tokens of one step: nobody speaks faster, and a loop must end.
+TOKENS_PER_SECOND = 12
+SPARE_TOKENS = 6
+
+
+@dataclass(frozen=True)
+class RecognizerState:
+    mel: MelState
+    encoder: EncoderState
+    search: SearchState
+
+
+class Recognizer:
+    """The causal model over windows of at most 30 s, many streams at once; it knows nothing of utterances."""
+
+    stride = 1
+    lookahead = 0
+
+    def __init__(self, model: Whisper, *, unsettled: int = 2) -> None:
+        self.model = model
+        self.mel = LogMel(model.device)
+        vocabulary = model.vocabulary
+        suppress = tuple(vocabulary.tokenizer.non_speech_tokens)
+        self.search = GreedySearch(model.decoder, vocabulary, unsettled=unsettled, suppress=suppress)
+
+    def init_state(self, rows: int) -> RecognizerState:
+        encoder = self.model.encoder.init_state(rows)
+        return RecognizerState(self.mel.init_state(rows), encoder, self.search.init_state(rows))
+
+    def reset(
+        self, state: RecognizerState, rows: Tensor, block: int, tokens: list[list[int]] | None = None
+    ) -> None:
+        """Fresh windows for `rows`, with blocks of `block` encoder frames, beginning with settled `tokens`."""
+        self.mel.reset(state.mel, rows)
+        self.model.encoder.reset(state.encoder, rows, block)
+        self.search.reset(state.search, rows, tokens)
+
+    @torch.no_grad()
+    def step(
+        self, samples: Tensor, state: RecognizerState, rows: Tensor
+    ) -> tuple[list[Hypothesis], RecognizerState]:
+        """Hears (B, n) samples of `rows` (B,), which are in the same phase, and says what each has heard so far."""
+        mel, _ = self.mel.step(samples.to(self.model.device), state.mel, rows)
+        features, _ = self.model.encoder.step(mel, state.encoder, rows)
+        if not features.shape[1]:
+            return self.search.hypotheses(state.search, rows), state
+        bound = SPARE_TOKENS + features.shape[1] * TOKENS_PER_SECOND // FRAMES_PER_SECOND
+        hypotheses, _ = self.search.step(features, state.search, rows, bound)
+        return hypotheses, state
+
+    def settle(self, state: RecognizerState, row: int) -> Hypothesis:
+        """Declares everything that `row` has said final."""
+        return self.search.settle(state.search, torch.tensor([row]))[0]
+
+    @torch.no_grad()
+    def words(self, state: RecognizerState, row: int) -> list[TimedWord]:
+        """The words of `row` with times from the start of its window, from what it has heard."""
+        tokens = list(state.search.rows[row].tokens)
+        heard = self.model.decoder.heard(state.search.decoder, row)
+        return timed_words(self.model, heard, tokens, int(state.search.decoder.audio.lengths[row]))

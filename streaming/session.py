@@ -1,0 +1,239 @@
+"""One conversation: bytes in, events out. No socket, no clock, and no waiting for the model."""
+
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from asr.audio import PcmDecoder
+from asr.encoder import SAMPLES_PER_FRAME
+from streaming.endpoint import milliseconds, samples_in
+from streaming.events import Closed, Event, Fault, Final
+
+CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
+FINAL_PASSES = ("full", "none")
+
+
+class Full(RuntimeError):
+    """No slot is free; try again later."""
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a client may choose; ValueError with one clear line for what it may not."""
+
+    chunk_ms: int = 300
+    encoding: str = "s16le"  # s16le | f32le | mulaw
+    sample_rate: int = 16_000
+    channels: int = 1
+    final_pass: str = "full"  # full | none
+    start_ms: int = 0  # where the timeline goes on, after a lost connection
+
+    def __post_init__(self) -> None:
+        low, high = CHUNK_MS
+        if not low <= self.chunk_ms <= high or self.chunk_ms % 20:
+            raise ValueError(f"chunk_ms must be {low} to {high} in steps of 20, not {self.chunk_ms}")
+        if self.final_pass not in FINAL_PASSES:
+            raise ValueError(f"final_pass must be one of {', '.join(FINAL_PASSES)}, not {self.final_pass!r}")
+        if self.start_ms < 0:
+            raise ValueError(f"start_ms must not be negative, not {self.start_ms}")
+        PcmDecoder(self.encoding, self.sample_rate, self.channels)  # says itself what it cannot decode
+
+    @property
+    def block(self) -> int:
+        """Encoder frames per chunk."""
+        return samples_in(self.chunk_ms) // SAMPLES_PER_FRAME
+
+
+@dataclass
+class Promise:
+    """A place in the order of events: filled later by the second pass, or by Closed when its turn comes."""
+
+    events: list[Event] | None = None
+    closes: bool = False
+
+
+class Session:
+    """A client's side of a stream. Every method may be called from any thread, and none waits for the model."""
+
+    def __init__(
+        self, options: SessionOptions, wake: Callable[[], None], notify: Callable[[], None] | None
+    ) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self.options = options
+        self.notify = notify
+        self.closed = False
+        self.decoded_ms = options.start_ms
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._pcm = PcmDecoder(options.encoding, options.sample_rate, options.channels)
+        self._pieces: deque[np.ndarray] = deque()
+        self._buffered = 0  # samples received, not yet taken
+        self._received = 0
+        self._marks: deque[int] = (
+            deque()
+        )  # sample positions at which the client asked for an end of utterance
+        self._finishing = False
+        self._aborted = False
+        self._outbox: deque[Event | Promise] = deque()
+        self._utterances = 0
+        self._words = 0
+
+    # -- the client's side
+
+    def receive(self, data: bytes) -> None:
+        """Audio in `options.encoding`, any number of bytes."""
+        with self._lock:
+            self._store(self._pcm.feed(data))
+        self._wake()
+
+    def receive_samples(self, samples: np.ndarray) -> None:
+        """Audio as float32 mono samples at 16 kHz."""
+        with self._lock:
+            self._store(samples.astype(np.float32, copy=False))
+        self._wake()
+
+    def finalize(self) -> None:
+        """Ends the current utterance with the audio received so far; more may follow."""
+        with self._lock:
+            self._marks.append(self._received)
+        self._wake()
+
+    def finish(self) -> None:
+        """No more audio: the rest is decoded, then come the finals and Closed."""
+        with self._lock:
+            if not self._finishing:
+                self._store(self._pcm.flush())
+                self._finishing = True
+        self._wake()
+
+    def abort(self) -> None:
+        """The client is gone: nothing more is decoded and the slot becomes free."""
+        with self._lock:
+            self._aborted = self.closed = True
+            self._outbox.clear()
+        self._wake()
+
+    def events(self) -> list[Event]:
+        """Takes the events that are ready, in order; none overtakes a final that is still being decoded."""
+        ready: list[Event] = []
+        with self._lock:
+            while self._outbox:
+                head = self._outbox[0]
+                if not isinstance(head, Promise):
+                    ready.append(head)
+                elif head.closes:
+                    self._count(ready)
+                    ready.append(Closed(self._origin_ms(self._received), self._utterances, self._words))
+                elif head.events is not None:
+                    ready += head.events
+                else:
+                    break
+                self._outbox.popleft()
+            if not (ready and isinstance(ready[-1], Closed)):
+                self._count(ready)
+            self.closed |= any(isinstance(e, Closed) or (isinstance(e, Fault) and e.fatal) for e in ready)
+        return ready
+
+    @property
+    def backlog_ms(self) -> int:
+        """Audio received and not yet decoded."""
+        return milliseconds(self._buffered)
+
+    @property
+    def bad_samples(self) -> int:
+        """NaN and infinite samples received, which were taken as silence."""
+        return self._pcm.bad_samples
+
+    # -- the engine's side
+
+    @property
+    def aborted(self) -> bool:
+        return self._aborted
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would return something."""
+        with self._lock:
+            enough = self._buffered >= samples_in(self.options.chunk_ms)
+            return not self._aborted and (enough or bool(self._marks) or self._finishing)
+
+    def take(self, n: int) -> tuple[np.ndarray, bool] | None:
+        """The next chunk of `n` samples; or what is left before an end that was asked for; or None.
+
+        Returns:
+            The samples, and whether the utterance ends with them.
+        """
+        with self._lock:
+            to_mark = self._marks[0] - (self._received - self._buffered) if self._marks else None
+            if to_mark is not None and to_mark <= n:
+                self._marks.popleft()
+                return self._pull(to_mark), True
+            if self._buffered >= n:
+                return self._pull(n), False
+            return (self._pull(self._buffered), True) if self._finishing else None
+
+    @property
+    def drained(self) -> bool:
+        """Whether the client has finished and all of its audio has been taken."""
+        return self._finishing and not self._buffered and not self._marks
+
+    def decoded(self, position: int) -> None:
+        """All audio up to `position` (samples) has been heard by the model."""
+        self.decoded_ms = self._origin_ms(position)
+
+    def put(self, *events: Event) -> None:
+        with self._lock:
+            if not self._aborted:
+                self._outbox.extend(events)
+
+    def promise(self) -> Promise:
+        """Keeps a place in the order of events."""
+        place = Promise()
+        with self._lock:
+            self._outbox.append(place)
+        return place
+
+    def fulfil(self, place: Promise, *events: Event) -> None:
+        with self._lock:
+            place.events = list(events)
+        self.tell()
+
+    def close(self) -> None:
+        """Closed follows what is still to come; its totals are counted when its turn comes."""
+        with self._lock:
+            self._outbox.append(Promise(closes=True))
+
+    def tell(self) -> None:
+        """Wakes the client: events or progress are there."""
+        if self.notify is not None:
+            self.notify()
+
+    def _store(self, samples: np.ndarray) -> None:
+        if len(samples) and not self._finishing:
+            self._pieces.append(samples)
+            self._buffered += len(samples)
+            self._received += len(samples)
+
+    def _pull(self, n: int) -> np.ndarray:
+        taken, missing = [], n
+        while missing:
+            piece = self._pieces.popleft()
+            if len(piece) > missing:
+                self._pieces.appendleft(piece[missing:])
+                piece = piece[:missing]
+            taken.append(piece)
+            missing -= len(piece)
+        self._buffered -= n
+        return np.concatenate(taken) if taken else np.zeros(0, np.float32)
+
+    def _count(self, events: list[Event]) -> None:
+        finals = [event for event in events if isinstance(event, Final)]
+        self._utterances += len(finals)
+        self._words += sum(len(final.words) for final in finals)
+
+    def _origin_ms(self, samples: int) -> int:
+        return self.options.start_ms + milliseconds(samples)
