@@ -3,7 +3,7 @@
 import ipaddress
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -14,8 +14,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8765, ge=0, le=65_535)  # 0 takes a free one
-    tls_cert: str | None = None  # PEM file; with tls_key the server speaks wss
-    tls_key: str | None = None
+    tls_cert: FilePath | None = None  # PEM; with tls_key the server speaks wss
+    tls_key: FilePath | None = None
     api_key: SecretStr | None = Field(None, min_length=1)
     origins: Annotated[tuple[str, ...], NoDecode] = ()  # browsers' origins besides our own; "*" allows all
 

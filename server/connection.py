@@ -50,7 +50,7 @@ class Connection:
         self._closing = asyncio.Event()  # Close is in the outbox: nothing may follow it
         self._arrivals = ArrivalTimes(SessionOptions())  # the session's own, once it is open
         self._awaited = True
-        self._ending_since: float | None = None  # when the utterance's end was noticed or asked for
+        self._ended_at: float | None = None  # when an utterance ended whose final is still to come
 
     @property
     def awaited(self) -> bool:
@@ -149,11 +149,9 @@ class Connection:
                 case Audio(data):
                     self._receive(data)
                 case Finalize():
-                    self._ending_since = time.monotonic()
                     self._opened.finalize()
                 case Finish():
                     self._leaving = True
-                    self._ending_since = time.monotonic()
                     self._opened.finish()
 
     @property
@@ -198,10 +196,10 @@ class Connection:
         """Measures and renders an event; a fatal fault also ends the session."""
         match event:
             case Endpoint():
-                self._ending_since = self._ending_since or time.monotonic()
-            case Final() if self._ending_since is not None:
-                self._metrics.time_to_final.observe(time.monotonic() - self._ending_since)
-                self._ending_since = None
+                self._ended_at = time.monotonic()
+            case Final() if self._ended_at is not None:
+                self._metrics.time_to_final.observe(time.monotonic() - self._ended_at)
+                self._ended_at = None
             case Fault():
                 self._metrics.errors.labels(event.code).inc()
                 self._log.warning("%s: %s", event.code, event.message)

@@ -32,7 +32,7 @@ class Metrics:
         )
         self.time_to_final = histogram(
             "time_to_final_seconds",
-            "From the end of an utterance noticed or asked for to its final.",
+            "From the end of an utterance to its final.",
             SECONDS,
         )
         self.errors = Counter(

@@ -14,7 +14,7 @@ def test_the_environment_sets_and_arguments_override(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"port": 70_000}, {"slots": 0}, {"chunk_ms": 310}, {"tls_cert": "cert.pem"}, {"colour": "red"}]
+    "wrong", [{"port": 70_000}, {"slots": 0}, {"chunk_ms": 310}, {"tls_cert": __file__}, {"colour": "red"}]
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
