@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from asr.checkpoint import Whisper
@@ -32,7 +33,13 @@ def attach(model: Whisper, *, encoder_rank: int = 128, decoder_rank: int = 64) -
         alpha_pattern={r"encoder\..*": encoder_rank},
         target_modules=TARGETS,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = (
+                False  # autocast decides; casting up and down again costs a tenth
+            )
+    return adapted
 
 
 def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftModel:

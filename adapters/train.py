@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from peft import PeftModel
 from torch import Tensor
 
 from adapters import lora
@@ -63,9 +62,7 @@ class Trainer:
         self.vocabulary = model.vocabulary
         self.mel = LogMel(self.device)
         torch.manual_seed(recipe.seed)
-        self.adapted: PeftModel = lora.attach(
-            model, encoder_rank=recipe.encoder_rank, decoder_rank=recipe.decoder_rank
-        )
+        self.adapted = lora.attach(model, encoder_rank=recipe.encoder_rank, decoder_rank=recipe.decoder_rank)
         self.model = model
         self.weights = [p for p in self.adapted.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -148,7 +145,7 @@ class Trainer:
         if math.isfinite(norm):
             self.optimizer.step()
         return {
-            "tau": tau, "words": float(words), "waits": float(waits), "distillation": float(distilled),
+            "tau": tau, "words": words.item(), "waits": waits.item(), "distillation": distilled.item(),
             "accuracy": right, "grad_norm": norm, "lr": rate, "seconds": sum(e.seconds for e in batch),
         }  # fmt: skip
 
@@ -175,10 +172,10 @@ class Trainer:
             for part in example.distil:
                 n = min(part.n, len(row) - part.start)
                 own.append(row[part.start : part.start + n])
-                wanted.append(torch.from_numpy(np.array(self.features[part.row : part.row + n])))
+                wanted.append(torch.from_numpy(self.features[part.row : part.row + n].astype(np.float32)))
         if not own:
             return encoded.sum() * 0.0
-        target = torch.cat(wanted).to(self.device).float()
+        target = torch.cat(wanted).to(self.device)
         return F.mse_loss(torch.cat(own).float(), target) / target.var()
 
     def _cross_entropy(self, encoded: Tensor, queries: QueryBatch | None) -> tuple[Tensor, Tensor, float]:

@@ -56,7 +56,7 @@ class Encoder(nn.Module):
 
     def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, 80, t) -> (B, t / 2, d). `mask` (B|1, 1, T, T) bool, True where attention is allowed."""
-        x = F.gelu(self.conv1(mel))
+        x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
         x = F.gelu(self.conv2(x)).transpose(1, 2)
         x = x + self.positional_embedding[: x.shape[1]]
         for block in self.blocks:
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         weight, dims = self.conv1.weight, self.dims
         like = {"dtype": weight.dtype, "device": weight.device}
         heads = dims.n_audio_head
-        state = EncoderState(
+        return EncoderState(
             mel_edge=torch.zeros(rows, dims.n_mels, 2, **like),
             mel_fill=torch.ones(rows, dtype=torch.int64),  # Whisper's zero padding is the first column
             conv_edge=torch.zeros(rows, dims.n_audio_state, 2, **like),
@@ -83,7 +83,6 @@ class Encoder(nn.Module):
                 dims.n_audio_layer, rows, heads, dims.n_audio_ctx, dims.n_audio_state // heads, **like
             ),
         )
-        return state
 
     def reset(self, state: EncoderState, rows: Tensor, block: int) -> None:
         """Makes `rows` equal to fresh ones with blocks of `block` frames."""

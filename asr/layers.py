@@ -5,6 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm that hands on the autocast type, if there is one, so that it is not cast per projection."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        device = x.device.type
+        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+
+
 class Attention(nn.Module):
     """The four projections of multi-head attention; how keys are kept and masked is the caller's business."""
 
@@ -42,11 +51,11 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, *, cross: bool = False) -> None:
         super().__init__()
         self.attn = Attention(width, heads)
-        self.attn_ln = nn.LayerNorm(width)
+        self.attn_ln = LayerNorm(width)
         self.cross_attn = Attention(width, heads) if cross else None
-        self.cross_attn_ln = nn.LayerNorm(width) if cross else None
+        self.cross_attn_ln = LayerNorm(width) if cross else None
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.mlp_ln = nn.LayerNorm(width)
+        self.mlp_ln = LayerNorm(width)
 
     def feed(self, x: Tensor) -> Tensor:
         """The MLP half of the block, (B, T, d) -> (B, T, d)."""

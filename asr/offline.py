@@ -23,13 +23,11 @@ class OfflineDecoder:
     """Decodes one utterance at a time with full context.
 
     Args:
-        model: the unmodified model; its weights are only read.
-        dtype: of the encoder's matrix products, where the machine multiplies bfloat16 faster.
+        model: the unmodified model, in the type that it shall compute in.
     """
 
-    def __init__(self, model: Whisper, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Whisper) -> None:
         self.model = model
-        self.dtype = dtype
         self.mel = LogMel(model.device)
         vocabulary = model.vocabulary
         suppress = tuple(vocabulary.tokenizer.non_speech_tokens)
@@ -43,11 +41,9 @@ class OfflineDecoder:
         window = WINDOW_SECONDS * SAMPLE_RATE
         assert len(samples) <= window
         mel = self.mel.offline(pad(samples, (0, window - len(samples)))[None].to(self.model.device))
-        with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            features = self.model.encoder(mel)
         self.search.reset(self._state, self._row)
-        (said,), _ = self.search.step(features.float(), self._state, self._row, MAX_TOKENS)
+        (said,), _ = self.search.step(self.model.encoder(mel), self._state, self._row, MAX_TOKENS)
         if not said.tokens or sum(said.logprobs) / len(said.logprobs) < MIN_LOGPROB:
             return []
         heard = self.model.decoder.heard(self._state.decoder, 0)
-        return timed_words(self.model, heard, list(said.tokens), len(samples) // SAMPLES_PER_FRAME)
+        return timed_words(self.model, heard, list(said.tokens), max(1, len(samples) // SAMPLES_PER_FRAME))

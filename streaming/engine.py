@@ -79,7 +79,6 @@ class Engine:
         *,
         final_pass_thread: bool = True,
         endpoint: EndpointOptions | None = None,
-        final_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model_name = name
         self.slots = slots
@@ -89,7 +88,7 @@ class Engine:
         self._voice = VoiceActivity()
         self._state = self._recognizer.init_state(slots)
         self._voice_state = self._voice.init_state(slots)
-        self._final_pass = FinalPass(OfflineDecoder(base, final_dtype), threaded=final_pass_thread)
+        self._final_pass = FinalPass(OfflineDecoder(base), threaded=final_pass_thread)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._free = list(range(slots))
