@@ -7,7 +7,6 @@ variant of CarelessWhisper's cuts): every token is predicted with the audio up t
 sampled boundaries the position after the tokens said so far must answer EOT.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,8 +52,8 @@ def plan(
     """
     chunk_s = tau / FRAMES_PER_SECOND
     n_chunks = max(1, int(example.seconds / chunk_s))
-    due = [min(n_chunks, max(1, math.ceil((end + delay_s) / chunk_s))) for end in example.ends]
-    due = np.maximum.accumulate(np.array(due, dtype=np.int64)) if due else np.zeros(0, dtype=np.int64)
+    ends = np.maximum.accumulate(np.array([0.0, *example.ends]))[1:]
+    due = np.ceil((ends + delay_s) / chunk_s).astype(np.int64).clip(1, n_chunks)
     slack = int(rng.choice(len(SLACK), p=SLACK))
 
     sequence = [*prefix, *example.tokens]

@@ -20,22 +20,11 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls,
-        layers: int,
-        rows: int,
-        heads: int,
-        capacity: int,
-        width: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
+        cls, layers: int, rows: int, heads: int, capacity: int, width: int, like: Tensor
     ) -> "KVCache":
+        """Empty rows, in the type and on the device of `like`."""
         shape = (layers, rows, heads, capacity, width)
-        return cls(
-            k=torch.zeros(shape, dtype=dtype, device=device),
-            v=torch.zeros(shape, dtype=dtype, device=device),
-            lengths=torch.zeros(rows, dtype=torch.int64),
-        )
+        return cls(like.new_zeros(shape), like.new_zeros(shape), torch.zeros(rows, dtype=torch.int64))
 
     @property
     def capacity(self) -> int:

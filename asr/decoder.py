@@ -4,14 +4,16 @@
 keys and values. Both caches can be rewound. Rows are streams and may be at different places.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.cache import KVCache
-from asr.layers import Block
+from asr.layers import CrossBlock
 from asr.weights import Dims
 from kernels.limit_cross_attention import limit_cross_attention
 
@@ -30,9 +32,8 @@ class Decoder(nn.Module):
         width = dims.n_text_state
         self.token_embedding = nn.Embedding(dims.n_vocab, width)
         self.positional_embedding = nn.Parameter(torch.zeros(dims.n_text_ctx, width))
-        self.blocks = nn.ModuleList(
-            Block(width, dims.n_text_head, cross=True) for _ in range(dims.n_text_layer)
-        )
+        blocks = nn.ModuleList(CrossBlock(width, dims.n_text_head) for _ in range(dims.n_text_layer))
+        self.blocks = cast("Sequence[CrossBlock]", blocks)
         self.ln = nn.LayerNorm(width)
         self.dims = dims
 
@@ -106,12 +107,11 @@ class Decoder(nn.Module):
     # -- as a stream
 
     def init_state(self, rows: int) -> DecoderState:
-        weight, dims = self.token_embedding.weight, self.dims
-        heads, width = dims.n_text_head, dims.n_text_state // dims.n_text_head
-        like = {"dtype": self.ln.weight.dtype, "device": weight.device}
+        dims, heads = self.dims, self.dims.n_text_head
+        width, like = dims.n_text_state // heads, self.token_embedding.weight
         return DecoderState(
-            audio=KVCache.allocate(dims.n_text_layer, rows, heads, dims.n_audio_ctx, width, **like),
-            text=KVCache.allocate(dims.n_text_layer, rows, heads, dims.n_text_ctx, width, **like),
+            audio=KVCache.allocate(dims.n_text_layer, rows, heads, dims.n_audio_ctx, width, like),
+            text=KVCache.allocate(dims.n_text_layer, rows, heads, dims.n_text_ctx, width, like),
         )
 
     def reset(self, state: DecoderState, rows: Tensor) -> None:

@@ -7,7 +7,9 @@ Encoder frame j (20 ms) needs samples up to 320 j + 520, that is 12.5 ms beyond 
 end one frame before each multiple of the block size: when the k-th chunk of audio is complete, so is block k.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +44,16 @@ class Encoder(nn.Module):
     stride = MEL_PER_FRAME
     lookahead = 2  # mel frames; a frame also waits for the rest of its block
 
+    positional_embedding: Tensor
+
     def __init__(self, dims: Dims) -> None:
         super().__init__()
         width, heads = dims.n_audio_state, dims.n_audio_head
         self.conv1 = nn.Conv1d(dims.n_mels, width, 3, padding=1)
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.register_buffer("positional_embedding", sinusoids(dims.n_audio_ctx, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(dims.n_audio_layer))
+        blocks = nn.ModuleList(Block(width, heads) for _ in range(dims.n_audio_layer))
+        self.blocks = cast("Sequence[Block]", blocks)
         self.ln_post = nn.LayerNorm(width)
         self.dims = dims
 
@@ -68,20 +73,17 @@ class Encoder(nn.Module):
 
     def init_state(self, rows: int, block: int = 15, block_limit: int = 50) -> EncoderState:
         """State of `rows` fresh streams with blocks of `block` frames (20 ms each), at most `block_limit`."""
-        weight, dims = self.conv1.weight, self.dims
-        like = {"dtype": weight.dtype, "device": weight.device}
-        heads = dims.n_audio_head
+        weight, dims, heads = self.conv1.weight, self.dims, self.dims.n_audio_head
+        width = dims.n_audio_state
         return EncoderState(
-            mel_edge=torch.zeros(rows, dims.n_mels, 2, **like),
+            mel_edge=weight.new_zeros(rows, dims.n_mels, 2),
             mel_fill=torch.ones(rows, dtype=torch.int64),  # Whisper's zero padding is the first column
-            conv_edge=torch.zeros(rows, dims.n_audio_state, 2, **like),
+            conv_edge=weight.new_zeros(rows, width, 2),
             conv_fill=torch.ones(rows, dtype=torch.int64),
-            pending=torch.zeros(rows, block_limit, dims.n_audio_state, **like),
+            pending=weight.new_zeros(rows, block_limit, width),
             pending_fill=torch.zeros(rows, dtype=torch.int64),
             block=torch.full((rows,), block, dtype=torch.int64),
-            cache=KVCache.allocate(
-                dims.n_audio_layer, rows, heads, dims.n_audio_ctx, dims.n_audio_state // heads, **like
-            ),
+            cache=KVCache.allocate(dims.n_audio_layer, rows, heads, dims.n_audio_ctx, width // heads, weight),
         )
 
     def reset(self, state: EncoderState, rows: Tensor, block: int) -> None:

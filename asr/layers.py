@@ -46,20 +46,27 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: self-attention, cross-attention in the decoder only, MLP."""
+    """Pre-norm residual block of the encoder: self-attention and MLP."""
 
-    def __init__(self, width: int, heads: int, *, cross: bool = False) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attn = Attention(width, heads)
         self.attn_ln = LayerNorm(width)
-        self.cross_attn = Attention(width, heads) if cross else None
-        self.cross_attn_ln = LayerNorm(width) if cross else None
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.mlp_ln = LayerNorm(width)
 
     def feed(self, x: Tensor) -> Tensor:
         """The MLP half of the block, (B, T, d) -> (B, T, d)."""
         return x + self.mlp(self.mlp_ln(x))
+
+
+class CrossBlock(Block):
+    """The decoder's block: cross-attention to the audio between self-attention and MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.cross_attn = Attention(width, heads)
+        self.cross_attn_ln = LayerNorm(width)
 
 
 def sinusoids(length: int, width: int, max_timescale: float = 10_000) -> Tensor:

@@ -27,7 +27,7 @@ class TimedWord:
     n_tokens: int
 
 
-def token_frames(scores: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
+def token_frames(scores: Tensor, n_frames: int) -> tuple[list[int], list[int]]:
     """Where in the audio each token lies.
 
     Args:
@@ -35,7 +35,7 @@ def token_frames(scores: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
         n_frames: frames of real audio, at most T.
 
     Returns:
-        (u,) first frame and (u,) frame behind the last one of each token.
+        u first frames, and u frames behind the last one, of the tokens.
     """
     weights = scores[:, :, :n_frames].float().softmax(dim=-1)
     std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
@@ -47,13 +47,13 @@ def token_frames(scores: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
     return monotone_path(weights.mean(dim=0))
 
 
-def monotone_path(gain: Tensor) -> tuple[Tensor, Tensor]:
+def monotone_path(gain: Tensor) -> tuple[list[int], list[int]]:
     """The best division of frames among tokens in order; a token may share its frame with the next.
 
     Dynamic time warping with steps (0, 1), (1, 1), (1, 0) over gain (u, T).
 
     Returns:
-        (u,) first frame and (u,) frame behind the last one of each token.
+        u first frames, and u frames behind the last one, of the tokens.
     """
     u, n_frames = gain.shape
     cost = (-gain).cpu().double().numpy()
@@ -67,15 +67,14 @@ def monotone_path(gain: Tensor) -> tuple[Tensor, Tensor]:
         best = best.clip(max=total[i, j - 1])
         best = best.clip(max=total[i - 1, j])
         total[i, j] = cost[i - 1, j - 1] + best
-    first, behind = torch.zeros(u, dtype=torch.int64), torch.zeros(u, dtype=torch.int64)
-    i, j = u, n_frames
-    behind[u - 1] = n_frames
-    while i > 0 and j > 0:
-        first[i - 1] = j - 1
-        behind[i - 1] = max(int(behind[i - 1]), j)
-        moves = (total[i - 1, j - 1], total[i, j - 1], total[i - 1, j])
-        move = min(range(3), key=moves.__getitem__)
-        i, j = i - (move != 1), j - (move != 2)
+    first, behind = [0] * u, [0] * u
+    token, frame = u, n_frames
+    while token > 0 and frame > 0:
+        first[token - 1] = frame - 1
+        behind[token - 1] = max(behind[token - 1], frame)
+        moves = (total[token - 1, frame - 1], total[token, frame - 1], total[token - 1, frame])
+        move = moves.index(min(moves))
+        token, frame = token - (move != 1), frame - (move != 2)
     return first, behind
 
 
@@ -113,10 +112,8 @@ def timed_words(
     first, behind = token_frames(scores[:, start:-1], n_frames)  # EOT takes what follows the last word
     timed, i = [], 0
     for text, n in words_of(tokens, vocabulary):
-        end = max(int(behind[i + n - 1]), int(first[i]) + 1)
+        end = max(behind[i + n - 1], first[i] + 1)
         confidence = float(chosen[i : i + n].mean().exp())
-        timed.append(
-            TimedWord(text, int(first[i]) / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND, confidence, n)
-        )
+        timed.append(TimedWord(text, first[i] / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND, confidence, n))
         i += n
     return timed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr.audio import PcmDecoder
+from asr.audio import Encoding, PcmDecoder
 from asr.encoder import SAMPLES_PER_FRAME
 from streaming.endpoint import milliseconds, samples_in
 from streaming.events import Closed, Event, Fault, Final
@@ -26,7 +26,7 @@ class SessionOptions:
     """What a client may choose; ValueError with one clear line for what it may not."""
 
     chunk_ms: int = 300
-    encoding: str = "s16le"  # s16le | f32le | mulaw
+    encoding: Encoding = "s16le"
     sample_rate: int = 16_000
     channels: int = 1
     final_pass: str = "full"  # full | none
