@@ -1,0 +1,72 @@
+"""A recording written down: finals as they come, or a whole transcript in one of the formats."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from asr.audio import SAMPLE_RATE, Samples
+from server.terminal import Interruption, progress, write_line
+from streaming.events import Final
+from streaming.listen import listen
+from streaming.session import SessionOptions
+from streaming.transcript import FORMATS
+
+if TYPE_CHECKING:
+    from streaming.engine import Engine
+
+
+def transcribe(
+    engine: "Engine",
+    audio: Iterable[Samples],
+    options: SessionOptions,
+    *,
+    length_s: float | None,
+    form: str,
+    target: TextIO | None,
+) -> tuple[list[Final], bool]:
+    """Writes what is said to `target` at the end, or to stdout, as text utterance by utterance.
+
+    Returns:
+        The finals, and whether Ctrl-C ended the audio early.
+    """
+    finals: list[Final] = []
+    as_it_comes = target is None and form == "text"
+    with Interruption() as interruption, progress("transcribing") as show:
+
+        def heard() -> Iterator[Samples]:
+            n_samples = 0
+            for samples in interruption.ends(audio):
+                yield samples
+                n_samples += len(samples)
+                show(n_samples / SAMPLE_RATE, length_s)
+
+        for event in listen(engine, heard(), options):
+            if isinstance(event, Final):
+                finals.append(event)
+                if as_it_comes:
+                    write_line(event.text)
+    if not as_it_comes:
+        file = target or sys.stdout
+        file.write(FORMATS[form](finals))
+        file.flush()
+    return finals, interruption.asked
+
+
+@contextmanager
+def replacing(path: Path | None) -> Iterator[TextIO | None]:
+    """A text file that becomes `path` when all went well; nothing is left of it otherwise. None for None."""
+    if path is None:
+        yield None
+        return
+    draft = path if path.exists() and not path.is_file() else path.with_name(f"{path.name}.part")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yield file
+        if draft != path:
+            draft.replace(path)
+    except BaseException:
+        if draft != path:
+            draft.unlink(missing_ok=True)
+        raise
