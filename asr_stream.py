@@ -1,0 +1,491 @@
+"""The front door: the `asr-stream` command. Rooms are imported inside the commands, so that help comes at once."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from streaming.engine import Engine
+
+ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
+SAMPLES = Path(__file__).parent / "samples"
+FAILED, INTERRUPTED = 2, 130  # exit codes
+
+
+class FrontDoor(TyperGroup):
+    """Says in a line what went wrong with a user's input or machine; `--debug` and mistakes of ours show it all."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if ctx.params.get("debug") or not _is_expected(error):
+                raise
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what it still holds cannot be written
+            typer.echo(f"asr-stream: {_in_words(error)}", err=True)
+            raise typer.Exit(FAILED) from error
+
+
+def _is_expected(error: Exception) -> bool:
+    """Errors that a room defines, the system's, and values that a user gave; a broken pipe is Typer's to handle."""
+    if isinstance(error, OSError):
+        return error.errno != errno.EPIPE
+    return isinstance(error, ValueError) or type(error).__module__.partition(".")[0] in ROOMS
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    details = getattr(error, "errors", None)  # pydantic's
+    if callable(details):
+        return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in details())
+    return str(error)
+
+
+app = typer.Typer(
+    name="asr-stream",
+    cls=FrontDoor,
+    help="Streaming speech recognition: Whisper made causal, and a server around it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Base weights: what there is, and getting it.", no_args_is_help=True)
+train_app = typer.Typer(help="Train what we add to the base models.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(train_app, name="train")
+
+
+FinalPass = Literal["full", "none"]
+Model = Annotated[str, typer.Option(help="Base model: tiny.en, base.en or the path of a checkpoint.")]
+Adapter = Annotated[
+    str | None, typer.Option(help="Folder of an adapter instead of the shipped one; `none` for experiments.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of the model; torch decides if not given.")]
+ChunkMs = Annotated[int, typer.Option(help="Audio per step: 100 to 1000 in steps of 20.")]
+SecondPass = Annotated[
+    FinalPass, typer.Option("--final-pass", help="Whether the base model hears each utterance again.")
+]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(help="Show where an error came from.")] = False) -> None:
+    """What all commands share."""
+
+
+def build_engine(
+    model: str,
+    *,
+    slots: int,
+    threads: int | None = None,
+    adapter: str | None = None,
+    final_pass_thread: bool = True,
+) -> "Engine":
+    """The engine for base model `model` with an adapter merged into its streaming copy.
+
+    Args:
+        adapter: a folder; None takes the shipped one; "none" leaves the model as it is, which does not stream well.
+
+    Raises:
+        WeightsError: the base weights cannot be had.
+        AdapterError: there is no adapter for this model, or it does not fit.
+    """
+    import torch
+
+    from adapters import lora
+    from asr.checkpoint import load
+    from streaming.engine import Engine
+
+    folder = _adapter_folder(model, adapter)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    base, streaming = load(model), load(model)
+    if folder is not None:
+        streaming = lora.merge(lora.load(streaming, folder))
+    return Engine(streaming, base, model, slots, final_pass_thread=final_pass_thread)
+
+
+def _adapter_folder(model: str, adapter: str | None) -> Path | None:
+    from adapters.lora import AdapterError, shipped
+    from asr.weights import catalogue, locate
+
+    locate(model)  # a wrong name is a wrong name, and no lack of an adapter
+    if adapter is not None:
+        return None if adapter == "none" else Path(adapter)
+    if folder := shipped(model):
+        return folder
+    having = ", ".join(known.name for known in catalogue() if shipped(known.name))
+    raise AdapterError(
+        f"no adapter for {model} comes with the project ({f'only for {having}' if having else 'for no other either'}): "
+        "name your own with --adapter DIR"
+    )
+
+
+@app.command()
+def transcribe(
+    file: Annotated[str, typer.Argument(help="WAV, FLAC, Ogg or MP3; - for raw PCM from stdin.")],
+    form: Annotated[Literal["text", "json", "srt", "vtt"], typer.Option("--format")] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout, all at the end.")] = None,
+    realtime: Annotated[bool, typer.Option(help="Hear it at the speed of speech.")] = False,
+    encoding: Annotated[Literal["s16le", "f32le", "mulaw"], typer.Option(help="Of raw PCM.")] = "s16le",
+    rate: Annotated[int, typer.Option(help="Of raw PCM, in Hz.")] = 16_000,
+    channels: Annotated[int, typer.Option(help="Of raw PCM.")] = 1,
+    model: Model = "tiny.en",
+    adapter: Adapter = None,
+    chunk_ms: ChunkMs = 300,
+    final_pass: SecondPass = "full",
+    threads: Threads = None,
+) -> None:
+    """Write down what is said in a recording. Ctrl-C ends it early, with what was recognised so far."""
+    from asr.audio import PcmDecoder, duration, stream_audio
+    from server import sources, terminal
+    from server.transcribe import replacing
+    from server.transcribe import transcribe as run
+    from streaming.session import SessionOptions
+
+    session = SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass)
+    if file == "-":
+        length_s, audio = (
+            None,
+            sources.read_pcm(cast(sources.Pipe, sys.stdin.buffer), PcmDecoder(encoding, rate, channels)),
+        )
+    else:
+        length_s, audio = duration(file), stream_audio(file, chunk_ms / 1000)
+    if realtime:
+        audio = sources.at_speed_of_speech(audio)
+    with replacing(out) as target:
+        engine = build_engine(model, slots=1, threads=threads, adapter=adapter, final_pass_thread=False)
+        finals, interrupted = run(engine, audio, session, length_s=length_s, form=form, target=target)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if not finals:
+        terminal.tell("no speech was recognised")
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model.")] = None,
+    adapter: Adapter = None,
+    slots: Annotated[int | None, typer.Option(help="Conversations at once.")] = None,
+    threads: Threads = None,
+    chunk_ms: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
+    final_pass: Annotated[FinalPass | None, typer.Option(help="Unless the client asks otherwise.")] = None,
+    tls_cert: Annotated[str | None, typer.Option(help="PEM file.")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
+    origins: Annotated[list[str] | None, typer.Option("--origin", help="Of a page that may connect.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
+) -> None:
+    """Serve conversations over WebSockets. Every setting may also be ASR_STREAM_... in the environment.
+
+    A key that clients must show is set with ASR_STREAM_API_KEY only: command lines can be read by others.
+    """
+    from server.app import serve as run
+    from server.config import Settings
+    from server.terminal import tell
+
+    given: dict[str, Any] = {
+        "host": host, "port": port, "model": model, "slots": slots, "threads": threads, "chunk_ms": chunk_ms,
+        "final_pass": final_pass, "tls_cert": tls_cert, "tls_key": tls_key,
+        "origins": origins and tuple(origins), "log_level": log_level, "log_format": log_format,
+    }  # fmt: skip
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    engine = build_engine(settings.model, slots=settings.slots, threads=settings.threads, adapter=adapter)
+    tell("to talk to the address below: asr-stream mic --url URL; to end: Ctrl-C, which lets clients finish")
+    run(settings, engine)
+
+
+@app.command()
+def mic(
+    url: Annotated[str | None, typer.Option(help="A server (ws://...) instead of a model here.")] = None,
+    device: Annotated[str | None, typer.Option(help="Number or name of the microphone.")] = None,
+    list_devices: Annotated[bool, typer.Option(help="Show the microphones and end.")] = False,
+    model: Model = "tiny.en",
+    adapter: Adapter = None,
+    chunk_ms: ChunkMs = 300,
+    final_pass: SecondPass = "full",
+    threads: Threads = None,
+) -> None:
+    """Show what is said into the microphone while it is said. A server's key is taken from ASR_STREAM_API_KEY."""
+    import asyncio
+
+    from server.client import StreamClient
+    from server.local import LocalClient
+    from server.mic import check_input, input_devices, talk
+    from streaming.session import SessionOptions
+
+    if list_devices:
+        typer.echo("\n".join(input_devices()) or "no microphone was found")
+        return
+    chosen = int(device) if device and device.isdecimal() else device
+    check_input(chosen)
+    session = SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass)
+
+    async def run() -> None:
+        token = os.environ.get("ASR_STREAM_API_KEY")
+        if url is not None:
+            remote = StreamClient(url, chunk_ms=chunk_ms, final_pass=final_pass, token=token)
+            async with remote as client:
+                await talk(client, chosen)
+        else:
+            engine = build_engine(model, slots=1, threads=threads, adapter=adapter)
+            async with LocalClient(engine, session) as local:
+                await talk(local, chosen)
+
+    asyncio.run(run())
+
+
+@app.command("eval")
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A manifest (JSON lines) or a LibriSpeech tree.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/... if not given.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a tree.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="JSON lines with word times.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first utterances.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = True,
+    model: Model = "tiny.en",
+    adapter: Adapter = None,
+    chunk_ms: ChunkMs = 300,
+    final_pass: SecondPass = "full",
+    threads: Threads = None,
+) -> None:
+    """Measure word error rate, delay and compute on transcribed speech. Interrupted, it goes on when run again."""
+    from eval.datasets import load
+    from eval.report import as_markdown
+    from eval.run import evaluate as run
+    from server.terminal import progress
+
+    utterances = load(data, split, labels=labels)[:limit]
+    out = out or Path("runs") / f"{data.stem}-{Path(model).name}-{chunk_ms}ms"
+    out.mkdir(parents=True, exist_ok=True)
+    engine = build_engine(model, slots=1, threads=threads, adapter=adapter, final_pass_thread=False)
+    with progress("evaluating") as show:
+        report = run(
+            engine,
+            utterances,
+            chunk_ms=chunk_ms,
+            final_pass=final_pass,
+            out=out,
+            policy=None if adapter is None else f"adapter {adapter}",
+            resume=resume,
+            progress=show,
+        )
+    typer.echo(as_markdown(report.summary))
+    typer.echo(f"the report is in {out}")
+
+
+@app.command()
+def align(
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with id, audio and text.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Folder of the alignment; an interrupted one goes on.")],
+    model: Model = "tiny.en",
+    batch: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 16,
+) -> None:
+    """Find out when each word of a training set ends, with the unmodified model."""
+    from adapters.align import align_manifest
+    from asr.checkpoint import load
+    from server.terminal import progress
+
+    with progress("aligning") as show:
+        n_clips = align_manifest(manifest, out, load(model, device=_device()), batch=batch, progress=show)
+    typer.echo(f"{n_clips} clips are in {out}")
+
+
+@train_app.command()
+def careless(
+    data: Annotated[Path, typer.Option(help="Folder that `align` wrote.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one goes on.")],
+    steps: Annotated[int, typer.Option(min=1)] = 3000,
+    batch_seconds: Annotated[float, typer.Option(help="Audio per step and device.")] = 120.0,
+    learning_rate: float = 6e-4,
+    encoder_rank: int = 128,
+    decoder_rank: int = 64,
+    seed: int = 0,
+    model: Model = "tiny.en",
+) -> None:
+    """Make Whisper causal: train the adapter of its encoder and decoder. Ctrl-C saves and ends."""
+    from adapters.align import ALIGNED, open_features, read_aligned
+    from adapters.data import Augmentation, Examples
+    from adapters.train import Recipe, Trainer
+    from asr.checkpoint import load
+    from server.terminal import Interruption, progress
+
+    clips = list(read_aligned(data / ALIGNED))
+    if not clips:
+        raise ValueError(f"{data} holds no aligned clips: run `asr-stream align` first")
+    base = load(model, device=_device())
+    recipe = Recipe(
+        steps=steps,
+        batch_seconds=batch_seconds,
+        learning_rate=learning_rate,
+        encoder_rank=encoder_rank,
+        decoder_rank=decoder_rank,
+        seed=seed,
+    )
+    examples = Examples(clips, base.vocabulary.tokenizer, Augmentation(), seed)
+    trainer = Trainer(base, examples, open_features(data, base.dims.n_audio_state), recipe, out)
+    with Interruption() as interruption, progress("training") as show:
+
+        def after_step(step: int, record: dict[str, float]) -> None:
+            losses = (f"{name} {record[name]:.3f}" for name in ("words", "waits", "distillation"))
+            show(step, steps, ", ".join(losses))
+            if interruption.asked:
+                trainer.save()
+                raise KeyboardInterrupt
+
+        trainer.run(progress=after_step)
+    typer.echo(f"the adapter is in {out / 'adapter'}")
+
+
+def _device() -> str:
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """Every base model: size, sources, whether it is here, whether an adapter comes with the project."""
+    from urllib.parse import urlsplit
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from adapters.lora import shipped
+    from asr.weights import catalogue, locate
+
+    table = Table("model", "MB", "from", "cached", "adapter")
+    for model in catalogue():
+        table.add_row(
+            model.name,
+            f"{model.sources[0].n_bytes / 1e6:.0f}",
+            "\n".join(urlsplit(str(source.origin)).netloc or str(source.origin) for source in model.sources),
+            str(locate(model.name) or "no"),
+            "shipped" if shipped(model.name) else "no",
+        )
+    Console().print(table)
+
+
+@models_app.command("fetch")
+def fetch_model(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
+    """Download a model's weights, unless they are here, and prove them."""
+    from asr.weights import fetch
+
+    typer.echo(fetch(name))
+
+
+@models_app.command("verify")
+def verify_model(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
+    """Prove the weights that are here."""
+    from asr.weights import verify
+
+    typer.echo(f"{verify(name)} is right")
+
+
+@models_app.command("path")
+def model_path(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
+    """Where the weights are, without proving them."""
+    from asr.weights import WeightsError, locate
+
+    if (path := locate(name)) is None:
+        raise WeightsError(f"{name} is not here: get it with `asr-stream models fetch {name}`")
+    typer.echo(path)
+
+
+@app.command()
+def bench(
+    streams: Annotated[int, typer.Option(min=1, help="Clients at once.")] = 16,
+    seconds: Annotated[float, typer.Option(min=1, help="That each of them speaks.")] = 60,
+    chunk_ms: ChunkMs = 300,
+    data: Annotated[Path, typer.Option(help="A manifest or LibriSpeech tree.")] = SAMPLES / "manifest.jsonl",
+    out: Annotated[Path | None, typer.Option(help="Write the numbers here as JSON.")] = None,
+    model: Model = "tiny.en",
+    adapter: Adapter = None,
+    final_pass: SecondPass = "full",
+    threads: Threads = None,
+) -> None:
+    """Load a real server with clients that speak in real time, and measure how late its answers are."""
+    from rich.console import Console
+
+    from asr.audio import read_audio
+    from eval.datasets import load
+    from server.bench import measure
+    from server.child import child_server
+    from server.transcribe import replacing
+    from streaming.session import SessionOptions
+
+    SessionOptions(chunk_ms=chunk_ms)
+    recordings = [read_audio(utterance.audio) for utterance in load(data)[:streams]]
+    command = _serve_command(
+        model, adapter, slots=streams, chunk_ms=chunk_ms, final_pass=final_pass, threads=threads
+    )
+    with replacing(out) as target:
+        with child_server(command) as server:
+            report = measure(server, recordings, streams, seconds, chunk_ms)
+        if target is not None:
+            target.write(json.dumps({"model": model} | report.as_json(), indent=1) + "\n")
+    Console().print(report.as_table())
+    if not report.load.answered:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    clip: Annotated[Path, typer.Option(help="What is said.")] = SAMPLES / "jfk.wav",
+    model: Model = "tiny.en",
+    adapter: Adapter = None,
+    chunk_ms: ChunkMs = 300,
+    threads: Threads = None,
+) -> None:
+    """Start a server, speak a clip to it at the speed of speech, and show what comes back, and when."""
+    import asyncio
+
+    from asr.audio import duration
+    from server.child import child_server
+    from server.demo import show
+    from server.terminal import tell
+    from streaming.session import SessionOptions
+
+    SessionOptions(chunk_ms=chunk_ms)
+    duration(clip)  # says at once if it is no audio
+    tell(f"starting a server with {model}")
+    command = _serve_command(model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full", threads=threads)
+    with child_server(command) as server:
+        tell(f"speaking {clip.name} to {server.url}")
+        came = asyncio.run(show(server, clip, chunk_ms))
+    if not came:
+        tell("no words came")
+        raise typer.Exit(1)
+
+
+def _serve_command(model: str, adapter: str | None, **flags: object) -> list[str]:
+    """The command line of a server on a free port of loopback."""
+    given: Iterable[tuple[str, object]] = {"model": model, "adapter": adapter, **flags}.items()
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given if value is not None]
+    return [
+        sys.executable,
+        __file__,
+        "serve",
+        "--host=127.0.0.1",
+        "--port=0",
+        "--log-level=warning",
+        *words,
+    ]
+
+
+def main() -> None:
+    """The `asr-stream` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
