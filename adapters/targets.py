@@ -7,6 +7,7 @@ variant of CarelessWhisper's cuts): every token is predicted with the audio up t
 sampled boundaries the position after the tokens said so far must answer EOT.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,16 @@ from adapters.data import Example
 from asr.encoder import FRAME_LOOKAHEAD, FRAMES_PER_SECOND
 
 IGNORED = -100  # target of positions without a loss
+WINDOW_FRAMES = 1500  # all that Whisper's positions can tell apart
 
 #: Odds that the settled tokens have seen 0, 1 or 2 more chunks than when they were put out: the stability
 #: check computes them again while they are among the newest.
 SLACK = (0.6, 0.25, 0.15)
+
+
+def chunks(seconds: float, tau: int) -> int:
+    """How many chunks of `tau` frames hold `seconds` of audio, the last one filled up with silence."""
+    return max(1, min(math.ceil(seconds * FRAMES_PER_SECOND / tau), WINDOW_FRAMES // tau))
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ def plan(
         cuts: most wait queries that are asked.
     """
     chunk_s = tau / FRAMES_PER_SECOND
-    n_chunks = max(1, int(example.seconds / chunk_s))
+    n_chunks = chunks(example.seconds, tau)
     ends = np.maximum.accumulate(np.array([0.0, *example.ends]))[1:]
     due = np.ceil((ends + delay_s) / chunk_s).astype(np.int64).clip(1, n_chunks)
     slack = int(rng.choice(len(SLACK), p=SLACK))
@@ -60,7 +67,7 @@ def plan(
     start = len(prefix) - 1  # the position that predicts the first token
     seen = np.minimum(due + slack, n_chunks)
     last = int(rng.integers(seen[-1] if len(seen) else 1, n_chunks + 1))
-    chunks = [int(seen[0]) if len(seen) else last] * start + seen.tolist() + [last]
+    seen_by = [int(seen[0]) if len(seen) else last] * start + seen.tolist() + [last]
     targets = [IGNORED] * start + list(example.tokens) + [eot]
 
     # A wait query at chunk k stands behind the tokens due by then, none of which may have seen more than k.
@@ -71,7 +78,7 @@ def plan(
     return Queries(
         tokens=sequence + [sequence[p] for p in positions],
         positions=list(range(len(sequence))) + positions,
-        limits=[max(1, k * tau - FRAME_LOOKAHEAD) for k in chunks + waits],
+        limits=[max(1, k * tau - FRAME_LOOKAHEAD) for k in seen_by + waits],
         targets=targets + [eot] * len(waits),
         n_text=len(sequence),
     )

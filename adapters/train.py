@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adapters import lora
 from adapters.data import Example, Examples, epochs
-from adapters.targets import IGNORED, QueryBatch, collate, plan
+from adapters.targets import IGNORED, QueryBatch, chunks, collate, plan
 from asr.checkpoint import Whisper
 from asr.encoder import MEL_PER_FRAME, SAMPLES_PER_FRAME, block_causal_mask
 from asr.mel import LogMel
@@ -37,13 +37,13 @@ class Recipe:
 
     steps: int = 3000
     batch_seconds: float = 120.0
-    learning_rate: float = 6e-4
-    warmup: int = 100
+    learning_rate: float = 5e-4
+    warmup: int = 150
     encoder_rank: int = 128
     decoder_rank: int = 64
     distillation: float = 1.0
     cuts: int = 48  # wait queries per window
-    delay_s: float = 0.14  # a word is due this long after its end
+    delay_s: float = 0.16  # a word is due this long after its end
     freq_mask: int = 12  # mel bins
     time_mask: int = 20  # mel frames
     clip_norm: float = 1.0
@@ -123,7 +123,7 @@ class Trainer:
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        mel = self._mel(batch, rng)
+        mel = self._mel(batch, tau, rng)
         n_frames = mel.shape[2] // MEL_PER_FRAME
         with torch.autocast(self.device.type, torch.bfloat16):
             mask = block_causal_mask(n_frames, tau, self.device)
@@ -149,10 +149,9 @@ class Trainer:
             "accuracy": right, "grad_norm": norm, "lr": rate, "seconds": sum(e.seconds for e in batch),
         }  # fmt: skip
 
-    def _mel(self, batch: list[Example], rng: np.random.Generator) -> Tensor:
-        """(B, 80, t) running-maximum log-mel of the padded batch, with SpecAugment's masks."""
-        longest = max(len(example.samples) for example in batch)
-        n = min(-(-longest // SAMPLES_PER_FRAME) * SAMPLES_PER_FRAME, 30 * 16_000)
+    def _mel(self, batch: list[Example], tau: int, rng: np.random.Generator) -> Tensor:
+        """(B, 80, t) running-maximum log-mel of the batch in whole chunks, with SpecAugment's masks."""
+        n = max(chunks(example.seconds, tau) for example in batch) * tau * SAMPLES_PER_FRAME
         samples = torch.zeros(len(batch), n)
         for row, example in zip(samples, batch, strict=True):
             row[: min(n, len(example.samples))] = torch.from_numpy(example.samples[:n])

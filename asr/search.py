@@ -130,18 +130,18 @@ class GreedySearch:
             feeds.append([*self.vocabulary.prefix, *stream.tokens][start:])
             first_checked.append(prefix + checked - 1 - start)
         logits = self._feed(feeds, state, rows)
+        best, normalisers = logits.argmax(-1).tolist(), logits.logsumexp(-1).tolist()
         waiting = {}
         for i, row in enumerate(rows.tolist()):
             stream, position = state.rows[row], first_checked[i]
             for j in range(stream.stable, len(stream.tokens)):
-                here, token = logits[i, position], stream.tokens[j]
-                logit = float(here[token])
-                if int(here.argmax()) != token and logit < stream.logits[j]:
+                token = stream.tokens[j]
+                logit = float(logits[i, position, token])
+                if best[i][position] != token and logit < stream.logits[j]:
                     cache.lengths[row] -= len(stream.tokens) - j
                     stream.cut(j)
                     break
-                stream.logits[j] = logit
-                stream.logprobs[j] = logit - float(here.logsumexp(-1))
+                stream.logits[j], stream.logprobs[j] = logit, logit - normalisers[i][position]
                 position += 1
             waiting[row] = logits[i, position]
         return waiting
@@ -174,7 +174,8 @@ class GreedySearch:
         return logits
 
     def _full(self, stream: _Row) -> bool:
-        return len(self.vocabulary.prefix) + len(stream.tokens) >= self.decoder.dims.n_text_ctx - 1
+        # Half of the context, as openai-whisper: beside another row this one may be padded by as many tokens.
+        return 2 * (len(self.vocabulary.prefix) + len(stream.tokens)) >= self.decoder.dims.n_text_ctx
 
 
 def _is_loop(tokens: list[int]) -> bool:
