@@ -1,0 +1,80 @@
+"""Models for tests: a tiny random Whisper for everything but meaning, tiny.en for what needs real words."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import whisper
+from torch import Tensor
+
+from asr.audio import read_audio
+from asr.checkpoint import Whisper, load
+from asr.weights import Dims, fetch
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+
+TINY = Dims(
+    n_mels=80,
+    n_audio_ctx=1500,
+    n_audio_state=64,
+    n_audio_head=2,
+    n_audio_layer=2,
+    n_vocab=51_864,
+    n_text_ctx=448,
+    n_text_state=64,
+    n_text_head=2,
+    n_text_layer=2,
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What others' packages warn of when they are loaded is none of our errors."""
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.load.*:DeprecationWarning")  # silero-vad
+    config.addinivalue_line("filterwarnings", "ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper
+
+
+def random_whisper(seed: int) -> Whisper:
+    """A Whisper that says nonsense, but nonsense that depends on the audio, and that often waits for more."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Whisper(TINY, [(1, 0), (1, 1)])
+        with torch.no_grad():
+            decoder = model.decoder
+            decoder.token_embedding.weight.normal_(0, 0.2)
+            decoder.positional_embedding.normal_(0, 0.2)
+            decoder.token_embedding.weight[50_256] *= 3  # EOT often wins, and as often does not
+            for block in decoder.blocks:
+                block.cross_attn.query.weight.mul_(8)
+                block.cross_attn.key.weight.mul_(8)
+                block.cross_attn.out.weight.mul_(20)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def make_tiny() -> Callable[[int], Whisper]:
+    """Random Whispers for tests that change them; the same seed gives the same weights."""
+    return random_whisper
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Whisper:
+    """A random Whisper that nobody changes."""
+    return random_whisper(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_en() -> Whisper:
+    return load("tiny.en")
+
+
+@pytest.fixture(scope="session")
+def openai_tiny_en() -> whisper.model.Whisper:
+    """The same weights in OpenAI's own modules: the anchor outside of this project."""
+    return whisper.load_model(str(fetch("tiny.en")), device="cpu").eval()
+
+
+@pytest.fixture(scope="session")
+def jfk() -> Tensor:
+    """(n,) samples: 11 s of an American president."""
+    return torch.from_numpy(read_audio(SAMPLES / "jfk.wav"))
