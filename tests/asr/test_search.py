@@ -1,0 +1,286 @@
+"""Greedy search over scripted scorers: what it stores, revises, settles and refuses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from asr.cache import KVCache
+from asr.checkpoint import Vocabulary
+from asr.decoder import DecoderState
+from asr.search import MAX_REPEATS, GreedySearch, Hypothesis, SearchState
+
+N_TOKENS = 10  # 0..9 are text
+EOT = 10
+PREFIX = (11, 12)
+TEXT_CTX = 80
+
+Script = Callable[[list[int], list[int]], list[float]]  # (text tokens, audio) -> logits of what follows
+
+
+class ScriptedDecoder:
+    """A decoder whose frames are integers and whose logits a script tells; caches and padding are real."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.n_fed = 0
+        self.ln = torch.nn.LayerNorm(1).requires_grad_(False)
+        self.dims = Dims(TEXT_CTX)
+
+    def init_state(self, rows: int) -> DecoderState:
+        like = self.ln.weight
+        return DecoderState(
+            audio=KVCache.allocate(1, rows, 1, 100, 1, like),
+            text=KVCache.allocate(1, rows, 1, TEXT_CTX, 1, like),
+        )
+
+    def reset(self, state: DecoderState, rows: Tensor) -> None:
+        state.audio.free(rows)
+        state.text.free(rows)
+
+    def listen(self, features: Tensor, state: DecoderState, rows: Tensor) -> None:
+        state.audio.write(0, rows, features[:, None], features[:, None])
+        state.audio.advance(rows, features.shape[1])
+
+    def logits(self, tokens: Tensor, state: DecoderState, rows: Tensor) -> Tensor:
+        self.n_fed += 1
+        state.text.write(0, rows, tokens[:, None, :, None].float(), tokens[:, None, :, None].float())
+        before = state.text.lengths[rows].tolist()
+        state.text.advance(rows, tokens.shape[1])
+        out = torch.full(
+            (*tokens.shape, EOT + 1 + len(PREFIX)), 99.0
+        )  # specials beyond EOT always score best
+        for i, row in enumerate(rows.tolist()):
+            said, heard = contents(state.text, row), contents(state.audio, row)
+            for t in range(tokens.shape[1]):
+                text = said[len(PREFIX) : before[i] + t + 1]
+                out[i, t, : EOT + 1] = torch.tensor(self.script(text, heard))
+        return out
+
+
+@dataclass(frozen=True)
+class Dims:
+    n_text_ctx: int
+
+
+def contents(cache: KVCache, row: int) -> list[int]:
+    return cache.k[0, row, 0, : int(cache.lengths[row]), 0].int().tolist()
+
+
+def favour(token: int, by: float = 5.0) -> list[float]:
+    return [by if i == token else 0.0 for i in range(EOT + 1)]
+
+
+def dictation(text: list[int], heard: list[int]) -> list[float]:
+    """Each frame says its number; 0 is silence. What has been said is not looked at, but counted."""
+    spoken = [frame for frame in heard if frame]
+    return favour(spoken[len(text)] if len(text) < len(spoken) else EOT)
+
+
+def whim(text: list[int], heard: list[int]) -> list[float]:
+    """Another opinion with every token and every eight frames, and often EOT."""
+    g = torch.Generator().manual_seed(hash((*text, -1, heard[0], len(heard) // 8)) % 2**31)
+    logits = torch.randn(EOT + 1, generator=g)
+    logits[EOT] += 1
+    return logits.tolist()
+
+
+def search_over(script: Script, **options) -> GreedySearch:
+    return GreedySearch(ScriptedDecoder(script), Vocabulary(None, PREFIX, EOT), **options)
+
+
+def frames(*numbers: int) -> Tensor:
+    """One stream's features (1, T, 1)."""
+    return torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1)
+
+
+def hear(
+    search: GreedySearch, state: SearchState, *numbers: int, row: int = 0, max_tokens: int = 20
+) -> Hypothesis:
+    (hypothesis,), _ = search.step(frames(*numbers), state, torch.tensor([row]), max_tokens)
+    return hypothesis
+
+
+def test_says_what_it_hears_and_then_waits() -> None:
+    search = search_over(dictation)
+    state = search.init_state(1)
+    assert hear(search, state, 0, 0).tokens == ()
+    said = hear(search, state, 3, 1, 4)
+    assert said.tokens == (3, 1, 4)
+    assert said.frames == (5, 5, 5)
+    assert hear(search, state, 0).tokens == (3, 1, 4)
+    said = hear(search, state, 1, 5)
+    assert said.tokens == (3, 1, 4, 1, 5)
+    assert said.frames == (5, 5, 5, 8, 8)
+    expected = torch.tensor(favour(1)).log_softmax(-1)[1]
+    assert said.logprobs == pytest.approx([float(expected)] * 5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("unsettled", [0, 1, 2, 4])
+def test_resumed_decoding_equals_decoding_all_at_once(size: int, unsettled: int) -> None:
+    """For a scorer that does not change its mind."""
+    audio = [0, 3, 1, 0, 4, 1, 5, 9, 0, 2, 6, 5, 3, 5, 0]
+    search = search_over(dictation, unsettled=unsettled)
+    state = search.init_state(2)
+    whole = hear(search, state, *audio, row=0)
+    for start in range(0, len(audio), size):
+        pieces = hear(search, state, *audio[start : start + size], row=1)
+    assert pieces.tokens == whole.tokens == (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5)
+
+
+def test_a_misheard_token_is_decoded_anew() -> None:
+    """7 is heard where there will be an 8, as long as it is the newest frame."""
+
+    def mishearing(text: list[int], heard: list[int]) -> list[float]:
+        spoken = [7 if frame == 8 and i == len(heard) - 1 else frame for i, frame in enumerate(heard)]
+        return dictation(text, spoken)
+
+    search = search_over(mishearing)
+    state = search.init_state(1)
+    assert hear(search, state, 1, 2, 8).tokens == (1, 2, 7)
+    revised = hear(search, state, 3)
+    assert revised.tokens == (1, 2, 8, 3)
+    assert revised.frames == (3, 3, 4, 4)  # the new token was first put out later
+    assert len(revised.logprobs) == 4
+
+
+@pytest.mark.parametrize(("later", "kept"), [(4.0, False), (6.0, True)])
+def test_a_token_holds_while_its_score_does_not_fall(later: float, kept: bool) -> None:
+    """Another token may overtake it: it is given up only if its own score has fallen, too."""
+
+    def script(text: list[int], heard: list[int]) -> list[float]:
+        if text:
+            return favour(EOT)
+        logits = favour(1, by=5.0 if len(heard) == 1 else later)
+        logits[2] = 0.0 if len(heard) == 1 else 7.0
+        return logits
+
+    search = search_over(script)
+    state = search.init_state(1)
+    assert hear(search, state, 0).tokens == (1,)
+    said = hear(search, state, 0)
+    assert said.tokens == ((1,) if kept else (2,))
+    if kept:
+        logits = torch.tensor(script([], [0, 0]))
+        assert said.logprobs == pytest.approx([float(logits.log_softmax(-1)[1])])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("unsettled", [0, 2, 5])
+def test_promises_hold_whatever_the_scorer_thinks(seed: int, unsettled: int) -> None:
+    """Settled tokens never change, EOT is never stored, a step is bounded, and nothing loops."""
+    max_tokens = 4
+    search = search_over(whim, unsettled=unsettled, suppress=(3,))
+    state, before, revised = search.init_state(1), Hypothesis((), (), (), 0), False
+    for n in torch.randint(1, 5, (25,), generator=torch.Generator().manual_seed(seed)).tolist():
+        said = hear(search, state, *[seed] * n, max_tokens=max_tokens)
+        assert said.stable >= before.stable
+        assert said.stable >= len(before.tokens) - unsettled
+        assert said.tokens[: said.stable] == before.tokens[: said.stable]
+        assert len(said.tokens) <= len(before.tokens) + max_tokens
+        assert len(said.tokens) == len(said.logprobs) == len(said.frames)
+        assert all(token < EOT and token != 3 for token in said.tokens)
+        assert all(logprob <= 0 for logprob in said.logprobs)
+        assert list(said.frames) == sorted(said.frames)
+        assert longest_repetition(said.tokens) <= MAX_REPEATS
+        revised |= said.tokens[: len(before.tokens)] != before.tokens
+        before = said
+    assert revised == (unsettled > 0)
+    assert len(before.tokens) > 5 or unsettled
+
+
+def longest_repetition(tokens: tuple[int, ...]) -> int:
+    """How often one token stands in a row, at most."""
+    runs, run = [0], 0
+    for i, token in enumerate(tokens):
+        run = run + 1 if i and tokens[i - 1] == token else 1
+        runs.append(run)
+    return max(runs)
+
+
+@pytest.mark.parametrize("phrase", [(1,), (1, 2), (1, 1, 2), (1, 2, 3, 4, 5, 6, 7, 8)])
+def test_loops_are_cut(phrase: tuple[int, ...]) -> None:
+    search = search_over(lambda text, heard: favour(phrase[len(text) % len(phrase)]))
+    state = search.init_state(1)
+    most = len(phrase) * (MAX_REPEATS + 1) - 1
+    assert hear(search, state, 0, max_tokens=100).tokens == (phrase * 9)[:most]
+    assert hear(search, state, 0, max_tokens=100).tokens == (phrase * 9)[:most]
+
+
+def test_what_a_bounded_step_leaves_over_comes_with_the_next() -> None:
+    search = search_over(dictation)
+    state = search.init_state(1)
+    assert hear(search, state, 1, 2, 3, 4, 5, max_tokens=2).tokens == (1, 2)
+    assert hear(search, state, 0, max_tokens=2).tokens == (1, 2, 3, 4)
+    assert hear(search, state, 0, max_tokens=2).tokens == (1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batched_equals_single(seed: int) -> None:
+    """Rows out of step: each has heard and said another number of frames and tokens."""
+    search = search_over(whim)
+    together, rows = search.init_state(4), torch.tensor([3, 0, 2])
+    alone = [search.init_state(1) for _ in rows]
+    for i, row in enumerate(rows.tolist()):
+        for n in range(i * (seed + 1)):
+            hear(search, together, n, i, row=row)
+            hear(search, alone[i], n, i)
+    for n in range(6):
+        features = torch.cat([frames(n, i) for i in range(len(rows))])
+        hypotheses, _ = search.step(features, together, rows, 4)
+        assert hypotheses == [hear(search, alone[i], n, i, max_tokens=4) for i in range(len(rows))]
+    assert len({len(hypothesis.tokens) for hypothesis in hypotheses}) > 1
+
+
+def test_a_row_may_begin_with_settled_tokens() -> None:
+    search = search_over(dictation)
+    state = search.init_state(2)
+    hear(search, state, 9, 9, row=1)
+    search.reset(state, torch.tensor([1]), [[1, 2, 3]])
+    assert search.hypotheses(state, torch.tensor([1]))[0].stable == 3
+    assert hear(search, state, 1, 2, row=1).tokens == (1, 2, 3)
+    said = hear(search, state, 5, 6, row=1)
+    assert said.tokens == (1, 2, 3, 6)
+    search.reset(state, torch.tensor([1]))
+    assert hear(search, state, 4, row=1) == hear(search, state, 4, row=0)
+
+
+def test_settling_keeps_everything() -> None:
+    """Even what the scorer now thinks wrong."""
+
+    def fickle(text: list[int], heard: list[int]) -> list[float]:
+        return favour((len(heard) + len(text)) % 10 if len(text) < 2 * len(heard) else EOT)
+
+    search = search_over(fickle)
+    state = search.init_state(1)
+    assert hear(search, state, 0).tokens == (1, 2)
+    (settled,) = search.settle(state, torch.tensor([0]))
+    assert settled.tokens == (1, 2)
+    assert settled.stable == 2
+    assert hear(search, state, 0).tokens == (1, 2, 4, 5)
+
+
+def test_a_row_that_is_full_says_no_more() -> None:
+    """And rows beside it may be fed any number of tokens: padding never runs over the end of its cache."""
+    search = search_over(lambda text, heard: favour((len(text) * len(text)) % 7))
+    state = search.init_state(2)
+    full = hear(search, state, 0, row=0, max_tokens=10 * TEXT_CTX)
+    assert TEXT_CTX // 3 < len(full.tokens) < TEXT_CTX - len(PREFIX)
+    search.reset(state, torch.tensor([1]), [list(full.tokens)])
+    (again, _), _ = search.step(torch.zeros(2, 1, 1), state, torch.tensor([0, 1]), 10 * TEXT_CTX)
+    assert again.tokens == full.tokens
+
+
+def test_only_new_tokens_are_fed() -> None:
+    """A step that says nothing costs one pass of the decoder, a token one more."""
+    search = search_over(dictation)
+    state, decoder = search.init_state(1), search.decoder
+    hear(search, state, 1, 2, 3, 4, 5)
+    decoder.n_fed = 0
+    hear(search, state, 0)
+    assert decoder.n_fed == 1
+    hear(search, state, 6, 7)
+    assert decoder.n_fed == 1 + 3
