@@ -45,7 +45,7 @@ class Augmentation:
 
     silence_only: float = 0.04
     crop: float = 0.15  # start at a later word, as a rotated window does
-    join: float = 0.15  # two clips in one window
+    join: float = 0.12  # of the batches: two clips in every window
     speed: float = 0.2
     noise: float = 0.35
     lead_s: float = 0.8
@@ -78,23 +78,28 @@ class Examples:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def draw(self, epoch: int, indices: list[int]) -> list[Example]:
-        return [self._draw(np.random.default_rng((self.seed, epoch, index)), index) for index in indices]
+        """The examples of one batch. Joining is decided for all of them at once, so that lengths stay similar."""
+        rng = np.random.default_rng((self.seed, epoch, *indices))
+        if rng.random() < self.augmentation.join and self._joined_seconds(indices) < MAX_SECONDS:
+            pairs = [indices[i : i + 2] for i in range(0, len(indices), 2)]
+        else:
+            pairs = [[index] for index in indices]
+        return [self._draw(rng, pair) for pair in pairs]
 
-    def _draw(self, rng: np.random.Generator, index: int) -> Example:
-        policy, clip = self.augmentation, self.clips[index]
+    def _joined_seconds(self, indices: list[int]) -> float:
+        """The longest that joining neighbours in the batch can give, lead and trail included."""
+        longest = max(self.clips[index].seconds for index in indices)
+        return 2 * longest / 0.9 + self.augmentation.lead_s + self.augmentation.trail_s[1] + 1.0
+
+    def _draw(self, rng: np.random.Generator, indices: list[int]) -> Example:
+        policy = self.augmentation
         if rng.random() < policy.silence_only:
-            return Example(_no_speech(rng, min(clip.seconds, 10.0)), (), (), transcribed=True)
-        example = self._plain(clip)
+            return Example(_no_speech(rng, min(self.clips[indices[0]].seconds, 10.0)), (), (), transcribed=True)
+        example = self._plain(self.clips[indices[0]])
+        for index in indices[1:]:
+            example = _join(example, self._plain(self.clips[index]), _silence(rng, rng.uniform(0.1, 0.8)))
         if example.transcribed and rng.random() < policy.crop:
             example = _crop(example, rng)
-        if rng.random() < policy.join:
-            other = self._plain(self.clips[rng.integers(len(self.clips))])
-            if (
-                other.transcribed
-                and example.transcribed
-                and example.seconds + other.seconds < MAX_SECONDS - 3
-            ):
-                example = _join(example, other, _silence(rng, rng.uniform(0.1, 0.8)))
         if rng.random() < policy.speed:
             example = _at_speed(example, rng.choice((0.9, 1.1)))
         lead = _silence(rng, rng.uniform(0, policy.lead_s) if rng.random() < 0.5 else 0.0)

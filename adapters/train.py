@@ -42,7 +42,7 @@ class Recipe:
     encoder_rank: int = 128
     decoder_rank: int = 64
     distillation: float = 1.0
-    cuts: int = 48  # wait queries per window
+    cuts: int = 32  # wait queries per window
     delay_s: float = 0.16  # a word is due this long after its end
     freq_mask: int = 12  # mel bins
     time_mask: int = 20  # mel frames
