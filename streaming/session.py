@@ -121,7 +121,7 @@ class Session:
         """Takes the events that are ready, in order; none overtakes a final that is still being decoded."""
         ready: list[Event] = []
         with self._lock:
-            while self._outbox:
+            while self._outbox and not self._aborted:
                 head = self._outbox[0]
                 if not isinstance(head, Promise):
                     ready.append(head)
