@@ -49,7 +49,7 @@ class Subject:
         """The outputs that new input x (B, ..., t) of `rows` (B,) completes, for each of them."""
         raise NotImplementedError
 
-    def due(self, i: int) -> int:
+    def due(self, i: int, output: Any) -> int:
         """Input frames after which output `i` is out, and never changes."""
         return (i + 1) * self.stage.stride + self.stage.lookahead
 
@@ -74,7 +74,7 @@ def outputs_are_prompt_and_causal(subject: Subject) -> None:
     expected = alone(subject, x)
     for share in (0.35, 0.6, 0.8):
         now = int(share * subject.n)
-        n_due = sum(subject.due(i) <= now for i in range(len(expected)))
+        n_due = sum(subject.due(i, output) <= now for i, output in enumerate(expected))
         assert 0 < n_due < len(expected), "the stream is too short to tell"
         state, row = subject.init_state(1), torch.tensor([0])
         outputs = feed(subject, x[..., :now], state, row)[0]
@@ -178,6 +178,16 @@ def random_cuts(subject: Subject, seed: int) -> list[slice]:
         pieces.append(slice(at, min(subject.n, at + size)))
         at += size
     return pieces
+
+
+def random_noises(rows: int, n: int, seed: int) -> Tensor:
+    """(rows, n) samples: every 100 ms another tone, as loud as it likes, in noise."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (rows, n // 1600 + 1)
+    loudness = torch.rand(shape, generator=g).pow(3).repeat_interleave(1600, dim=1)[:, :n] / 2
+    frequency = torch.rand(shape, generator=g).repeat_interleave(1600, dim=1)[:, :n] * 0.4
+    noise = torch.randn(rows, n, generator=g)
+    return loudness * (torch.sin(torch.pi * frequency.cumsum(1)) + 0.1 * noise)
 
 
 def assert_same(outputs: Outputs, expected: Outputs) -> None:
