@@ -1,0 +1,411 @@
+"""Many sessions, one model. Speech is what is loud, unless a test is about hearing itself."""
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import streaming.engine
+from asr.checkpoint import Whisper
+from asr.timing import TimedWord
+from streaming.endpoint import EndpointOptions, VoiceActivity, samples_in
+from streaming.engine import FLUSH_MS, Engine
+from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial
+from streaming.session import Full, Session, SessionOptions
+from tests.contract import CHECKS, Check, Outputs, Subject, fill_with_nan, random_noises
+
+RATE = 16_000
+IMPATIENT = EndpointOptions(silence_ms=300, longest_ms=10_000)
+NO_SECOND_PASS = SessionOptions(chunk_ms=400, final_pass="none")
+
+
+class LoudVoice(VoiceActivity):
+    """Hears speech in every loud window."""
+
+    def __init__(self) -> None:
+        self._model = lambda seen, recurrent: (
+            (seen[:, 64:].abs().mean(1, keepdim=True) > 0.01).float(),
+            recurrent,
+        )
+
+
+@pytest.fixture
+def make_engine(tiny: Whisper, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
+    monkeypatch.setattr(streaming.engine, "VoiceActivity", LoudVoice)
+    made: list[Engine] = []
+
+    def make(slots: int = 4, *, base: Whisper = tiny, threaded: bool = False) -> Engine:
+        made.append(Engine(tiny, base, "tiny", slots, final_pass_thread=threaded, endpoint=IMPATIENT))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+class Speaker:
+    """Words in place of a second pass; keeps the audio that it was given."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+        self.heard: list[np.ndarray] = []
+
+    def transcribe(self, samples: Tensor) -> list[TimedWord]:
+        self.heard.append(samples.numpy())
+        return [TimedWord(word, 0.1 * i, 0.1 * i + 0.1, 0.9, 1) for i, word in enumerate(self.words)]
+
+
+def speech(*spans: tuple[float, float], seconds: float, seed: int = 0) -> np.ndarray:
+    """Loud noises within the spans, silence elsewhere."""
+    noises = 0.05 + random_noises(1, int(seconds * RATE), seed)[0].numpy()
+    at = np.arange(len(noises)) / RATE
+    return noises * sum((start <= at) & (at < end) for start, end in spans).astype(np.float32)
+
+
+def work_off(engine: Engine) -> None:
+    while engine.step():
+        pass
+
+
+def converse(engine: Engine, session: Session, samples: np.ndarray, packet: int = 3_333) -> list[Event]:
+    """The whole conversation, heard to its end."""
+    for start in range(0, len(samples), packet):
+        session.receive_samples(samples[start : start + packet])
+        engine.step()
+    session.finish()
+    work_off(engine)
+    return session.events()
+
+
+TWO_UTTERANCES = speech((0.3, 1.5), (2.3, 3.2), seconds=3.5)
+
+
+# --- the contract -----------------------------------------------------------------------------------
+
+
+class EngineSubject(Subject):
+    """Sessions as rows: samples in packets of any size, events out."""
+
+    def __init__(self, make_engine: Callable[..., Engine]) -> None:
+        self.make_engine = make_engine
+        self.n = self.longest = len(TWO_UTTERANCES)
+
+    def inputs(self, rows: int, seed: int) -> Tensor:
+        spans = ((0.3, 1.5), (2.3, 3.2))
+        return torch.stack(
+            [torch.from_numpy(speech(*spans, seconds=3.5, seed=9 * seed + row)) for row in range(rows)]
+        )
+
+    def init_state(self, rows: int) -> tuple[Engine, list[Session]]:
+        engine = self.make_engine(rows)
+        return engine, [engine.open(NO_SECOND_PASS) for _ in range(rows)]
+
+    def reset(self, state: tuple[Engine, list[Session]], rows: Tensor) -> None:
+        engine, sessions = state
+        for row in rows.tolist():
+            sessions[row].abort()
+            engine.step()
+            sessions[row] = engine.open(NO_SECOND_PASS)
+
+    def step(self, x: Tensor, state: tuple[Engine, list[Session]], rows: Tensor) -> list[Outputs]:
+        engine, sessions = state
+        for row, samples in zip(rows.tolist(), x.numpy(), strict=True):
+            sessions[row].receive_samples(samples)
+        work_off(engine)
+        return [[told(event) for event in sessions[row].events()] for row in rows.tolist()]
+
+    def due(self, i: int, output: tuple) -> int:
+        return samples_in(output[-1])
+
+    def poison(self, state: tuple[Engine, list[Session]]) -> None:
+        fill_with_nan(state[0]._state)
+
+
+def told(event: Event) -> tuple:
+    """An event without its confidences, whose last digit depends on the batch."""
+    match event:
+        case Partial():
+            return "partial", event.utterance, event.text, event.stable, event.audio_ms
+        case Final():
+            times = [(word.text, word.start_ms, word.end_ms) for word in event.words]
+            return "final", event.utterance, event.text, times, event.audio_ms
+        case Endpoint():
+            return "endpoint", event.utterance, event.audio_ms
+    raise AssertionError(event)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_contract(make_engine: Callable[..., Engine], check: Check) -> None:
+    check(EngineSubject(make_engine))
+
+
+def test_sessions_with_other_chunks_equal_each_alone(make_engine: Callable[..., Engine]) -> None:
+    chunks = (100, 400, 1000)
+    options = [SessionOptions(chunk_ms=chunk_ms, final_pass="none") for chunk_ms in chunks]
+    alone = [converse(engine := make_engine(1), engine.open(o), TWO_UTTERANCES) for o in options]
+    engine = make_engine(3)
+    sessions = [engine.open(o) for o in options]
+    for start in range(0, len(TWO_UTTERANCES), 5_000):
+        for session in sessions:
+            session.receive_samples(TWO_UTTERANCES[start : start + 5_000])
+        engine.step()
+    for session in sessions:
+        session.finish()
+    work_off(engine)
+    for session, expected in zip(sessions, alone, strict=True):
+        events = session.events()
+        assert [told(event) for event in events[:-1]] == [told(event) for event in expected[:-1]]
+        assert events[-1] == expected[-1]
+
+
+# --- one conversation -------------------------------------------------------------------------------
+
+
+def test_events_come_in_order_and_add_up(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    session = engine.open(NO_SECOND_PASS)
+    events = converse(engine, session, TWO_UTTERANCES)
+    finals = [event for event in events if isinstance(event, Final)]
+    assert [final.utterance for final in finals] == [0, 1]
+    for utterance, final in enumerate(finals):
+        own = [e for e in events if not isinstance(e, Closed) and e.utterance == utterance]
+        *partials, endpoint, last = own
+        assert partials
+        assert all(isinstance(event, Partial) for event in partials)
+        assert isinstance(endpoint, Endpoint)
+        assert last is final
+        assert final.text.split() == partials[-1].text.split()
+        assert partials[-1].stable == len(partials[-1].text)
+        for before, after in pairwise(partials):
+            assert after.text[: before.stable] == before.text[: before.stable]
+        assert final.audio_ms == endpoint.audio_ms
+        assert final.start_ms <= final.end_ms <= final.audio_ms
+    n_words = sum(len(final.words) for final in finals)
+    assert events[-1] == Closed(3_500, 2, n_words)
+    assert [event for event in events if isinstance(event, Closed)] == events[-1:]
+    assert session.closed
+    assert session.decoded_ms == 3_500
+    assert engine.free_slots == engine.slots
+    assert engine.idle
+
+
+def test_silence_says_nothing(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    session = engine.open(SessionOptions())
+    assert converse(engine, session, np.zeros(5 * RATE, np.float32)) == [Closed(5_000, 0, 0)]
+    assert converse(engine, engine.open(SessionOptions()), np.zeros(0, np.float32)) == [Closed(0, 0, 0)]
+
+
+def test_the_client_may_end_an_utterance(make_engine: Callable[..., Engine]) -> None:
+    """What was said before and what comes after are as if they were two streams."""
+    engine = make_engine()
+    session = engine.open(NO_SECOND_PASS)
+    first, second = TWO_UTTERANCES[: int(1.1 * RATE)], TWO_UTTERANCES[int(2.3 * RATE) :]
+    session.receive_samples(first)
+    session.finalize()
+    work_off(engine)
+    events = session.events()
+    assert isinstance(events[-1], Final)
+    assert events[-2] == Endpoint(0, 1_100)
+    assert max(word.end_ms for word in events[-1].words) <= events[-1].audio_ms == 1_100
+    assert session.decoded_ms == 1_100
+    after = converse(engine, session, second)
+    alone = converse(engine, engine.open(NO_SECOND_PASS), second)
+    assert [e.text for e in after if isinstance(e, Partial)] == [
+        e.text for e in alone if isinstance(e, Partial)
+    ]
+    assert after[-1].audio_ms == 1_100 + len(second) * 1000 // RATE
+    assert after[-2].utterance == 1
+
+
+def test_a_timeline_may_go_on_from_a_lost_connection(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    plain = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
+    options = SessionOptions(chunk_ms=400, final_pass="none", start_ms=60_000)
+    later = converse(engine, engine.open(options), TWO_UTTERANCES)
+    assert [event.audio_ms for event in later] == [event.audio_ms + 60_000 for event in plain]
+    finals = [[e for e in events if isinstance(e, Final)] for events in (plain, later)]
+    for before, after in zip(*finals, strict=True):
+        assert after.start_ms == before.start_ms + 60_000
+        assert [word.end_ms for word in after.words] == [word.end_ms + 60_000 for word in before.words]
+
+
+def test_speech_without_a_pause_turns(make_engine: Callable[..., Engine]) -> None:
+    """Longer than any window: its utterances follow each other with no sample lost or doubled."""
+    engine = make_engine()
+    speaker = engine._final_pass._decoder = Speaker("so", "it", "goes")
+    samples = speech((0.0, 21.0), seconds=21.0)
+    events = converse(engine, engine.open(SessionOptions(chunk_ms=1000)), samples, packet=RATE)
+    finals = [event for event in events if isinstance(event, Final)]
+    assert [final.utterance for final in finals] == list(range(len(finals)))
+    assert len(finals) == len(speaker.heard) > 2
+    heard = np.concatenate(speaker.heard)
+    assert np.array_equal(heard[: len(samples)], samples)
+    assert not heard[len(samples) :].any()
+    assert len(heard) - len(samples) <= samples_in(FLUSH_MS + 1000)
+    assert [final.audio_ms for final in finals] == sorted({final.audio_ms for final in finals})
+
+
+# --- the second pass --------------------------------------------------------------------------------
+
+
+def finals_of(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Final)]
+
+
+def test_the_second_pass_has_the_last_word(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    speaker = engine._final_pass._decoder = Speaker("Much", "better.")
+    events = converse(engine, engine.open(SessionOptions(chunk_ms=100)), TWO_UTTERANCES)
+    assert finals_of(events) == ["Much better."] * 2
+    first = next(event for event in events if isinstance(event, Final))
+    assert first.start_ms == 0  # 0.3 s less the lead of up to 0.5 s
+    assert [word.end_ms for word in first.words] == [100, 200]
+    assert events[-1] == Closed(3_500, 2, 4)
+    assert np.array_equal(speaker.heard[0], TWO_UTTERANCES[: len(speaker.heard[0])])
+
+
+def test_without_a_second_pass_none_is_run(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    speaker = engine._final_pass._decoder = Speaker("never")
+    assert len(finals_of(converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES))) == 2
+    assert speaker.heard == []
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_failing_second_pass_keeps_the_streaming_text(
+    make_engine: Callable[..., Engine], threaded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(samples: Tensor) -> list[TimedWord]:
+        raise RuntimeError("out of order")
+
+    engine = make_engine(threaded=threaded)
+    expected = finals_of(converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES))
+    engine._final_pass._decoder.transcribe = fail
+    session = engine.open(SessionOptions(chunk_ms=400))
+    events = converse(engine, session, TWO_UTTERANCES)
+    engine.close()
+    events += session.events()
+    assert finals_of(events) == expected != []
+    assert isinstance(events[-1], Closed)
+    assert "out of order" in caplog.text
+
+
+def test_a_slow_second_pass_holds_back_what_follows_it(make_engine: Callable[..., Engine]) -> None:
+    engine, gate = make_engine(threaded=True), threading.Event()
+
+    class SlowSpeaker(Speaker):
+        def transcribe(self, samples: Tensor) -> list[TimedWord]:
+            assert gate.wait(timeout=60)
+            return super().transcribe(samples)
+
+    engine._final_pass._decoder = SlowSpeaker("At", "last.")
+    session = engine.open(SessionOptions(chunk_ms=400))
+    events = converse(engine, session, TWO_UTTERANCES)
+    assert isinstance(events[-1], Endpoint)
+    assert {event.utterance for event in events} == {0}
+    assert not engine.idle
+    gate.set()
+    engine.close()
+    assert engine.idle
+    rest = session.events()
+    assert finals_of(rest) == ["At last."] * 2
+    assert isinstance(rest[0], Final)
+    assert isinstance(rest[-1], Closed)
+
+
+# --- admission and failure --------------------------------------------------------------------------
+
+
+def test_a_full_house_takes_nobody_more(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(2)
+    first, _ = engine.open(NO_SECOND_PASS), engine.open(NO_SECOND_PASS)
+    assert engine.free_slots == 0
+    with pytest.raises(Full, match="try again"):
+        engine.open(NO_SECOND_PASS)
+    first.abort()
+    assert not engine.idle
+    assert not engine.step()
+    assert engine.free_slots == 1
+    assert first not in engine.sessions
+    expected = converse(fresh := make_engine(1), fresh.open(NO_SECOND_PASS), TWO_UTTERANCES)
+    assert converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES) == expected
+
+
+def test_who_aborts_in_mid_speech_hears_no_more(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(1)
+    session = engine.open(SessionOptions(chunk_ms=400))
+    session.receive_samples(TWO_UTTERANCES)
+    for _ in range(3):
+        assert engine.step()
+    session.abort()
+    work_off(engine)
+    assert session.events() == []
+    assert engine.free_slots == 1
+
+
+def test_after_a_failure_everybody_is_told_and_the_engine_goes_on(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(2)
+    expected = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
+    sessions = [engine.open(NO_SECOND_PASS) for _ in range(2)]
+    for session in sessions:
+        session.receive_samples(TWO_UTTERANCES)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no such device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._recognizer, "step", broken)
+        with pytest.raises(RuntimeError) as error:
+            work_off(engine)
+    engine.fail(error.value)
+    for session in sessions:
+        (fault,) = session.events()
+        assert isinstance(fault, Fault)
+        assert fault.fatal
+        assert "RuntimeError" in fault.message
+        assert session.closed
+    assert engine.free_slots == 2
+    assert converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES) == expected
+
+
+def test_waiting_ends_when_audio_arrives(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    session = engine.open(NO_SECOND_PASS)
+    told_of: list[int] = []
+    session.notify = lambda: told_of.append(1)
+    session.receive_samples(TWO_UTTERANCES)
+    engine.wait(timeout=60)  # returns at once, or the test takes a minute
+    assert engine.step()
+    assert told_of
+
+
+# --- with real ears, and a real second pass ---------------------------------------------------------
+
+
+@pytest.fixture
+def real_engine(tiny: Whisper, tiny_en: Whisper) -> Engine:
+    """The streaming text is nonsense, the finals are not."""
+    return Engine(tiny, tiny_en, "tiny.en", 2, final_pass_thread=False)
+
+
+def test_half_a_minute_of_silence_has_no_words(real_engine: Engine) -> None:
+    session = real_engine.open(SessionOptions(chunk_ms=1000))
+    hiss = np.random.default_rng(0).standard_normal(30 * RATE).astype(np.float32) * 1e-3
+    assert converse(real_engine, session, hiss, packet=RATE) == [Closed(30_000, 0, 0)]
+
+
+def test_a_president_is_understood(real_engine: Engine, jfk: Tensor) -> None:
+    session = real_engine.open(SessionOptions(chunk_ms=1000))
+    events = converse(real_engine, session, jfk.numpy(), packet=RATE)
+    text = " ".join(finals_of(events)).lower()
+    assert "fellow americans" in text
+    assert "ask not what your country can do for you" in text
+    assert events[-1] == Closed(11_000, len(finals_of(events)), len(text.split()))
