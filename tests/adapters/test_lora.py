@@ -1,0 +1,126 @@
+"""Low-rank adapters: they alone learn, survive the disk, fold into the weights, and come off without a trace."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from adapters import lora
+from asr.checkpoint import Whisper
+
+ENCODER_RANK, DECODER_RANK = 4, 2
+
+
+def outputs(model: Whisper) -> Tensor:
+    """What the model makes of a bit of audio and text: features and logits in one tensor."""
+    mel = torch.randn(1, 80, 60, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[50257, 50362, 843, 523]])
+    features = model.encoder(mel)
+    causal = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    hidden = model.decoder(tokens, features, torch.arange(4)[None], causal, None)
+    return torch.cat([features.flatten(), model.decoder.project(hidden).flatten()])
+
+
+def trained(model: Whisper, steps: int = 2) -> PeftModel:
+    """An adapter that has learnt something, if nothing useful."""
+    torch.manual_seed(0)
+    adapted = lora.attach(model, encoder_rank=ENCODER_RANK, decoder_rank=DECODER_RANK)
+    weights = [weight for weight in adapted.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        outputs(model).square().mean().backward()
+        optimizer.step()
+    return adapted
+
+
+def test_a_fresh_adapter_changes_nothing(make_tiny: Callable[[int], Whisper]) -> None:
+    model = make_tiny(0)
+    before = outputs(model)
+    lora.attach(model, encoder_rank=ENCODER_RANK, decoder_rank=DECODER_RANK)
+    torch.testing.assert_close(outputs(model), before)
+
+
+def test_every_projection_is_adapted_with_its_rank(make_tiny: Callable[[int], Whisper]) -> None:
+    model = make_tiny(0)
+    lora.attach(model, encoder_rank=ENCODER_RANK, decoder_rank=DECODER_RANK)
+    ranks = {name: weight.shape[0] for name, weight in model.named_parameters() if "lora_A" in name}
+    encoder = [rank for name, rank in ranks.items() if name.startswith("encoder.")]
+    decoder = [rank for name, rank in ranks.items() if name.startswith("decoder.")]
+    assert encoder == [ENCODER_RANK] * (6 * 2)  # query, key, value, out and two of the MLP, in two layers
+    assert decoder == [DECODER_RANK] * (10 * 2)
+    layers = [module for module in model.modules() if hasattr(module, "scaling")]
+    assert {scale for layer in layers for scale in layer.scaling.values()} == {1.0}
+
+
+def test_only_adapters_learn(make_tiny: Callable[[int], Whisper]) -> None:
+    base = make_tiny(0)
+    before = {name: weight.clone() for name, weight in base.named_parameters()}
+    model = make_tiny(0)
+    trained(model)
+    after = {
+        name.replace(".base_layer", ""): weight
+        for name, weight in model.named_parameters()
+        if "lora_" not in name
+    }
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    changed = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    assert all(bool(weight.any()) for weight in changed)
+    assert not torch.allclose(outputs(model), outputs(base), atol=1e-2)
+
+
+def test_saved_loaded_and_merged_it_says_the_same(
+    make_tiny: Callable[[int], Whisper], tmp_path: Path
+) -> None:
+    lora.save(trained(make_tiny(0)), tmp_path / "half")
+    unmerged = make_tiny(0)
+    adapted = lora.load(unmerged, tmp_path / "half")
+    assert not any(weight.requires_grad for weight in adapted.parameters())
+    expected = outputs(unmerged).detach()
+    merged = lora.merge(lora.load(make_tiny(0), tmp_path / "half"))
+    assert isinstance(merged, Whisper)
+    assert not any("lora_" in name for name, _ in merged.named_parameters())
+    torch.testing.assert_close(outputs(merged), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, outputs(make_tiny(0)), atol=1e-2)
+
+
+def test_at_full_width_the_disk_changes_nothing(make_tiny: Callable[[int], Whisper], tmp_path: Path) -> None:
+    model = make_tiny(0)
+    lora.save(trained(model), tmp_path / "full", dtype=torch.float32)
+    again = make_tiny(0)
+    lora.load(again, tmp_path / "full", trainable=True)
+    assert torch.equal(outputs(again), outputs(model))
+    assert {n for n, w in again.named_parameters() if w.requires_grad} == {
+        n for n, w in model.named_parameters() if w.requires_grad
+    }
+
+
+def test_taken_off_it_leaves_the_base_bit_for_bit(make_tiny: Callable[[int], Whisper]) -> None:
+    adapted = trained(make_tiny(0))
+    base = adapted.unload()
+    expected = make_tiny(0).state_dict()
+    assert base.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in base.state_dict().items())
+
+
+def test_an_adapter_that_is_not_there(tiny: Whisper, tmp_path: Path) -> None:
+    with pytest.raises(lora.AdapterError, match=r"adapter_config\.json"):
+        lora.load(tiny, tmp_path)
+
+
+def test_an_adapter_for_another_model(make_tiny: Callable[[int], Whisper], tmp_path: Path) -> None:
+    lora.save(trained(make_tiny(0), steps=1), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["r"] = 2 * DECODER_RANK
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(lora.AdapterError, match="cannot be put on this model"):
+        lora.load(make_tiny(0), tmp_path)
+
+
+def test_no_adapter_is_shipped_for_an_unknown_model() -> None:
+    assert lora.shipped("enormous.en") is None
