@@ -20,9 +20,10 @@ from asr.encoder import FRAME_LOOKAHEAD, FRAMES_PER_SECOND
 IGNORED = -100  # target of positions without a loss
 WINDOW_FRAMES = 1500  # all that Whisper's positions can tell apart
 
-#: Odds that the settled tokens have seen 0, 1 or 2 more chunks than when they were put out: the stability
-#: check computes them again while they are among the newest.
-SLACK = (0.6, 0.25, 0.15)
+#: By how many chunks the tokens lag behind the audio, and the odds. Mostly not at all; a little, because the
+#: stability check computes the newest tokens again with later audio; and much, so that a stream that missed a word
+#: goes back for it instead of leaving it out.
+LAGS = {0: 0.5, 1: 0.2, 2: 0.12, 4: 0.08, 8: 0.05, WINDOW_FRAMES: 0.05}
 
 
 def chunks(seconds: float, tau: int) -> int:
@@ -61,11 +62,11 @@ def plan(
     n_chunks = chunks(example.seconds, tau)
     ends = np.maximum.accumulate(np.array([0.0, *example.ends]))[1:]
     due = np.ceil((ends + delay_s) / chunk_s).astype(np.int64).clip(1, n_chunks)
-    slack = int(rng.choice(len(SLACK), p=SLACK))
+    lag = int(rng.choice(list(LAGS), p=list(LAGS.values())))
 
     sequence = [*prefix, *example.tokens]
     start = len(prefix) - 1  # the position that predicts the first token
-    seen = np.minimum(due + slack, n_chunks)
+    seen = np.minimum(due + lag, n_chunks)
     last = int(rng.integers(seen[-1] if len(seen) else 1, n_chunks + 1))
     seen_by = [int(seen[0]) if len(seen) else last] * start + seen.tolist() + [last]
     targets = [IGNORED] * start + list(example.tokens) + [eot]
