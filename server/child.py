@@ -23,13 +23,13 @@ class ChildServer:
 
     def __init__(self, url: str, pid: int) -> None:
         self.url = url
-        self._pid = pid
+        self.pid = pid
         self._metrics = url.replace("ws://", "http://").replace("/v1/stream", "/metrics")
 
     def cpu_seconds(self) -> float | None:
         """CPU time of all its threads so far; None where the system does not tell."""
         try:
-            fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return None
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -37,7 +37,7 @@ class ChildServer:
     def peak_memory_mb(self) -> float | None:
         """The most memory that it had resident; None where the system does not tell."""
         try:
-            status = Path(f"/proc/{self._pid}/status").read_text()
+            status = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             return None
         found = re.search(r"VmHWM:\s+(\d+) kB", status)

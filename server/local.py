@@ -61,12 +61,14 @@ class LocalClient:
     async def __anext__(self) -> Event:
         """Raises RecognitionError when the engine failed."""
         while not self._events:
-            if self._session.closed:
-                raise StopAsyncIteration
             self._news.clear()
+            closed = self._session.closed  # asked before: nothing comes after what is taken then
             self._events.extend(self._session.events())
-            if not self._events:
-                await self._news.wait()
+            if self._events:
+                break
+            if closed:
+                raise StopAsyncIteration
+            await self._news.wait()
         event = self._events.popleft()
         raise_fatal(event)
         return event

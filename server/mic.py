@@ -59,6 +59,7 @@ class Microphone:
                 device=device,
                 channels=1,
                 dtype="float32",
+                latency="low",
                 callback=self._record,
                 finished_callback=lambda: self._put(None),
             )
