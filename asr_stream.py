@@ -28,8 +28,6 @@ class FrontDoor(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug") or not _is_expected(error):
                 raise
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what it still holds cannot be written
             typer.echo(f"asr-stream: {_in_words(error)}", err=True)
             raise typer.Exit(FAILED) from error
 
@@ -121,9 +119,9 @@ def _adapter_folder(model: str, adapter: str | None) -> Path | None:
         return None if adapter == "none" else Path(adapter)
     if folder := shipped(model):
         return folder
-    having = ", ".join(known.name for known in catalogue() if shipped(known.name))
+    having = ", ".join(known.name for known in catalogue() if shipped(known.name)) or "no model so far"
     raise AdapterError(
-        f"no adapter for {model} comes with the project ({f'only for {having}' if having else 'for no other either'}): "
+        f"no adapter for {model} comes with the project (it has those of: {having}): "
         "name your own with --adapter DIR"
     )
 
@@ -484,7 +482,13 @@ def _serve_command(model: str, adapter: str | None, **flags: object) -> list[str
 
 def main() -> None:
     """The `asr-stream` command."""
-    app()
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # the disk is full, which was said: Python must not try again, and fail, at its end
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 if __name__ == "__main__":

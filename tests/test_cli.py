@@ -1,0 +1,301 @@
+"""The `asr-stream` command: what its users type, and the line that they read when it cannot be done.
+
+tiny.en without an adapter hears; it streams badly, so only finals, which the second pass makes, are compared.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner, Result
+
+import asr_stream
+from adapters.lora import AdapterError
+from asr.audio import read_audio, stream_audio
+from eval.wer import count_edits
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "samples"
+CLIP = SAMPLES / "austen-0880.flac"  # 3 s: "He was not an ill-disposed young man,"
+Cli = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    built = asr_stream.build_engine("tiny.en", slots=1, adapter="none", final_pass_thread=False)
+    yield built
+    built.close()
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """Runs a command in this process."""
+
+    def run(*words: object, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(asr_stream.app, [str(word) for word in words], input=stdin)
+
+    return run
+
+
+@pytest.fixture
+def hearing(cli: Cli, engine, monkeypatch) -> Cli:
+    """Runs a command that gets the module's engine, not one of its own."""
+    monkeypatch.setattr(asr_stream, "build_engine", lambda *_, **__: engine)
+    return cli
+
+
+def errors(text: str, heard: str) -> float:
+    edits = count_edits(text, heard)
+    return (edits.substitutions + edits.deletions + edits.insertions) / edits.reference_words
+
+
+def test_a_recording_is_transcribed_line_by_line(hearing):
+    done = hearing("transcribe", SAMPLES / "jfk.wav")
+    assert done.exit_code == 0, done.stderr
+    assert (
+        errors(json.loads((SAMPLES / "manifest.jsonl").read_text().splitlines()[0])["text"], done.stdout)
+        < 0.1
+    )
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("form", ["json", "srt", "vtt"])
+def test_formats(hearing, tmp_path: Path, form: str):
+    out = tmp_path / f"out.{form}"
+    done = hearing("transcribe", CLIP, "--format", form, "--out", out)
+    assert (done.exit_code, done.stdout) == (0, ""), done.stderr
+    written = out.read_text()
+    assert "young man" in written
+    assert {"json": '"utterances"', "srt": "1\n00:00:0", "vtt": "WEBVTT\n\n00:00:0"}[form] in written
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_raw_pcm_comes_through_stdin(hearing):
+    samples = (read_audio(CLIP) * 32767).astype("<i2")
+    stereo_8k = np.repeat(samples[::2, None], 2, axis=1)
+    done = hearing("transcribe", "-", "--rate", 8000, "--channels", 2, stdin=stereo_8k.tobytes())
+    assert done.exit_code == 0, done.stderr
+    assert "young man" in done.stdout
+
+
+def test_silence_is_said_to_be_silent(hearing):
+    done = hearing("transcribe", "-", stdin=bytes(64_000))
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "no speech was recognised\n")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda clip: (np.repeat(clip[:, None], 8, axis=1), 16_000),
+        lambda clip: (np.repeat(clip, 12), 192_000),
+        lambda clip: (np.where(np.arange(len(clip)) % 4000 == 7, np.nan, clip), 16_000),
+    ],
+    ids=["8 channels", "192 kHz", "some NaN"],
+)
+def test_odd_audio_is_heard(hearing, tmp_path: Path, make):
+    samples, rate = make(read_audio(CLIP))
+    soundfile.write(tmp_path / "odd.wav", samples, rate, subtype="FLOAT")
+    done = hearing("transcribe", tmp_path / "odd.wav")
+    assert done.exit_code == 0, done.stderr
+    assert "young man" in done.stdout
+
+
+def test_a_truncated_file_is_heard_as_far_as_it_goes(hearing, tmp_path: Path):
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(CLIP.read_bytes()[:30_000])
+    done = hearing("transcribe", cut)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("He was")
+
+
+def test_an_interrupted_transcription_keeps_what_was_heard(hearing, tmp_path: Path, monkeypatch):
+    def interrupted(*args):
+        for number, samples in enumerate(stream_audio(*args)):
+            if number == 15:  # after 4.5 s
+                signal.raise_signal(signal.SIGINT)
+            yield samples
+
+    monkeypatch.setattr("asr.audio.stream_audio", interrupted)
+    done = hearing("transcribe", SAMPLES / "jfk.wav", "--format", "srt", "--out", tmp_path / "so-far.srt")
+    assert done.exit_code == 130
+    written = (tmp_path / "so-far.srt").read_text()
+    assert "fellow" in written
+    assert "country" not in written
+
+
+def write(name: str, content: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def only_nan(folder: Path) -> Path:
+    soundfile.write(folder / "nan.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
+    return folder / "nan.wav"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "missing.wav", "does not exist"),
+        (lambda folder: folder, "is a folder"),
+        (write("empty.wav", b""), "is empty"),
+        (write("text.wav", b"hello, I am no audio" * 99), "is not audio of a known kind"),
+        (write("headless.wav", CLIP.read_bytes()[3000:]), "is not audio of a known kind"),
+        (only_nan, "only NaN or infinite samples"),
+    ],
+)
+def test_bad_audio_is_one_line_and_exit_code_2(hearing, tmp_path: Path, make, message):
+    assert_refused(hearing("transcribe", make(tmp_path)), message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("transcribe", CLIP, "--model", "huge.xx"), "name one of tiny.en, base.en, or a checkpoint's path"),
+        (("transcribe", CLIP, "--model", "base.en"), "no adapter for base.en comes with the project"),
+        (("transcribe", CLIP, "--model", CLIP, "--adapter", "none"), "neither an OpenAI checkpoint"),
+        (("transcribe", CLIP, "--chunk-ms", 310), "chunk_ms must be 100 to 1000 in steps of 20, not 310"),
+        (("transcribe", "-", "--channels", 9), "9 channels are out of range"),
+        (("transcribe", "-", "--rate", 1), "a sample rate of 1 Hz is out of range"),
+        (
+            ("transcribe", CLIP, "--out", "/no/such/folder/out.txt"),
+            "/no/such/folder/out.txt.part: No such file",
+        ),
+        (("transcribe", CLIP, "--out", SAMPLES), "Is a directory"),
+        (("serve", "--port", 99_999), "port: Input should be less than or equal to 65535"),
+        (("serve", "--log-level", "loud"), "log_level: Input should be 'debug'"),
+        (("mic", "--url", "http://nowhere", "--list-devices"), ""),
+        (("eval", "/no/such/data"), "no such file or folder"),
+        (("eval", SAMPLES / "README.md"), "bad JSON"),
+        (("align", SAMPLES / "README.md", "--out", "/dev/null"), "/dev/null"),
+        (("train", "careless", "--data", SAMPLES, "--out", "/tmp"), "aligned.jsonl: No such file"),
+        (("models", "path", "huge.xx"), "name one of"),
+        (("bench", "--chunk-ms", 10), "chunk_ms must be"),
+        (("demo", "--clip", "/no/such.wav"), "/no/such.wav does not exist"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(cli, monkeypatch, words, message):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert_refused(cli(*words), message)
+
+
+def assert_refused(done: Result, message: str) -> None:
+    assert done.exit_code == 2, (done.stderr, done.exception)
+    assert done.stdout == ""
+    assert done.stderr.startswith("asr-stream: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_corrupt_weights_are_one_line(cli, tmp_path: Path):
+    torch.save({"dims": {}, "model_state_dict": {}}, tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:500])
+    assert_refused(
+        cli("transcribe", CLIP, "--model", tmp_path / "cut.pt", "--adapter", "none"), "truncated or damaged"
+    )
+
+
+def test_an_adapter_that_is_not_there_is_named(cli, tmp_path: Path):
+    with pytest.raises(AdapterError, match="no adapter in"):
+        asr_stream.build_engine("tiny.en", slots=1, adapter=str(tmp_path))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line(hearing):
+    assert_refused(
+        hearing("transcribe", CLIP, "--format", "json", "--out", "/dev/full"), "No space left on device"
+    )
+
+
+def test_mistakes_of_ours_are_not_hidden(cli, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(asr_stream, "build_engine", broken)
+    assert isinstance(cli("transcribe", CLIP).exception, ZeroDivisionError)
+
+
+def test_debug_shows_where_an_error_came_from(cli):
+    assert isinstance(cli("--debug", "transcribe", "/no/such.wav").exception, ValueError)
+
+
+def test_models_are_listed_with_what_is_here(cli):
+    listed = cli("models", "list").stdout
+    assert "tiny.en" in listed
+    assert "base.en" in listed
+    path = Path(cli("models", "path").stdout.strip())
+    assert path.name == "tiny.en.pt"
+    assert cli("models", "verify").stdout == f"{path} is right\n"
+    assert cli("models", "fetch").stdout == f"{path}\n"
+
+
+def test_evaluation_prints_its_table_and_goes_on(hearing, tmp_path: Path):
+    words = ("eval", SAMPLES / "manifest.jsonl", "--out", tmp_path / "run", "--final-pass", "none")
+    assert hearing(*words, "--limit", 1).exit_code == 0
+    before = (tmp_path / "run" / "report.json").read_bytes()
+    done = hearing(*words, "--limit", 1)
+    assert "| WER, streaming |" in done.stdout
+    assert (tmp_path / "run" / "report.json").read_bytes() == before
+    assert_refused(hearing(*words, "--chunk-ms", 500), "holds a run with chunk_ms 300")
+
+
+def test_alignment_and_training_go_on_where_they_stopped(cli, make_tiny, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("asr.checkpoint.load", lambda *_, **__: make_tiny(0))
+    manifest = tmp_path / "manifest.jsonl"
+    rows = [json.loads(line) for line in (SAMPLES / "manifest.jsonl").read_text().splitlines()]
+    manifest.write_text(
+        "".join(json.dumps(row | {"audio": str(SAMPLES / row["audio"])}) + "\n" for row in rows[2:4])
+    )
+    done = cli("align", manifest, "--out", tmp_path / "aligned", "--batch", 2)
+    assert (done.exit_code, done.stdout) == (0, f"2 clips are in {tmp_path / 'aligned'}\n"), done.exception
+
+    from adapters.train import Trainer
+
+    train_step = Trainer._train_step
+
+    def interrupted(trainer: Trainer, batch):
+        signal.raise_signal(signal.SIGINT)
+        return train_step(trainer, batch)
+
+    run = tmp_path / "run"
+    small = ("--batch-seconds", 10, "--encoder-rank", 2, "--decoder-rank", 2)
+    words = ("train", "careless", "--data", tmp_path / "aligned", "--out", run, "--steps", 2, *small)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        assert cli(*words).exit_code == 130
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 1
+    done = cli(*words)
+    assert (done.exit_code, done.stdout) == (0, f"the adapter is in {run / 'adapter'}\n"), done.exception
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_the_demonstration_runs_as_a_user_runs_it():
+    command = [sys.executable, ROOT / "asr_stream.py", "demo", "--adapter", "none", "--clip", CLIP]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "young man" in done.stdout
+    assert "real-time factor" in done.stdout
+
+
+def test_help_names_every_command():
+    done = subprocess.run(
+        [sys.executable, ROOT / "asr_stream.py", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert all(
+        name in done.stdout
+        for name in ("transcribe", "serve", "mic", "eval", "align", "train", "models", "bench", "demo")
+    )
