@@ -98,7 +98,7 @@ def build_engine(
     import torch
 
     from adapters import lora
-    from asr.checkpoint import load
+    from asr.checkpoint import load, serving_dtype
     from streaming.engine import Engine
 
     folder = _adapter_folder(model, adapter)
@@ -107,7 +107,8 @@ def build_engine(
     base, streaming = load(model), load(model)
     if folder is not None:
         streaming = lora.merge(lora.load(streaming, folder))
-    return Engine(streaming, base, model, slots, final_pass_thread=final_pass_thread)
+    dtype = serving_dtype()
+    return Engine(streaming.to(dtype), base.to(dtype), model, slots, final_pass_thread=final_pass_thread)
 
 
 def _adapter_folder(model: str, adapter: str | None) -> Path | None:
@@ -304,7 +305,7 @@ def careless(
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one goes on.")],
     steps: Annotated[int, typer.Option(min=1)] = 3000,
     batch_seconds: Annotated[float, typer.Option(help="Audio per step and device.")] = 120.0,
-    learning_rate: float = 6e-4,
+    learning_rate: float = 5e-4,
     encoder_rank: int = 128,
     decoder_rank: int = 64,
     seed: int = 0,
