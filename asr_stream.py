@@ -95,6 +95,8 @@ def build_engine(
         WeightsError: the base weights cannot be had.
         AdapterError: there is no adapter for this model, or it does not fit.
     """
+    import copy
+
     import torch
 
     from adapters import lora
@@ -104,7 +106,8 @@ def build_engine(
     folder = _adapter_folder(model, adapter)
     if threads is not None:
         torch.set_num_threads(threads)
-    base, streaming = load(model), load(model)
+    base = load(model)
+    streaming = copy.deepcopy(base)
     if folder is not None:
         streaming = lora.merge(lora.load(streaming, folder))
     dtype = serving_dtype()
@@ -112,7 +115,7 @@ def build_engine(
 
 
 def _adapter_folder(model: str, adapter: str | None) -> Path | None:
-    from adapters.lora import AdapterError, shipped
+    from adapters.shipped import AdapterError, shipped
     from asr.weights import catalogue, locate
 
     locate(model)  # a wrong name is a wrong name, and no lack of an adapter
@@ -359,7 +362,7 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from adapters.lora import shipped
+    from adapters.shipped import shipped
     from asr.weights import catalogue, locate
 
     table = Table("model", "MB", "from", "cached", "adapter")

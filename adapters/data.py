@@ -94,7 +94,9 @@ class Examples:
     def _draw(self, rng: np.random.Generator, indices: list[int]) -> Example:
         policy = self.augmentation
         if rng.random() < policy.silence_only:
-            return Example(_no_speech(rng, min(self.clips[indices[0]].seconds, 10.0)), (), (), transcribed=True)
+            return Example(
+                _no_speech(rng, min(self.clips[indices[0]].seconds, 10.0)), (), (), transcribed=True
+            )
         example = self._plain(self.clips[indices[0]])
         for index in indices[1:]:
             example = _join(example, self._plain(self.clips[index]), _silence(rng, rng.uniform(0.1, 0.8)))

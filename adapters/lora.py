@@ -8,17 +8,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from adapters.shipped import AdapterError
 from asr.checkpoint import Whisper
-
-WEIGHTS = Path(__file__).parent / "weights"
-CARD = "README.md"
 
 #: Every projection of attention and both layers of the MLPs.
 TARGETS = r".*\.(query|key|value|out|mlp\.0|mlp\.2)"
-
-
-class AdapterError(ValueError):
-    """An adapter that is missing or does not fit; the message says what to do."""
 
 
 def attach(model: Whisper, *, encoder_rank: int = 128, decoder_rank: int = 64) -> PeftModel:
@@ -70,9 +64,3 @@ def save(adapted: PeftModel, directory: Path, dtype: torch.dtype = torch.float16
     """Writes the adapter in peft's own format, its weights as `dtype` safetensors."""
     state = {k: v.to(dtype) for k, v in adapted.state_dict().items() if "lora_" in k}
     adapted.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
-
-
-def shipped(name: str) -> Path | None:
-    """The directory of the adapter that comes with the project for the base model `name`."""
-    directory = WEIGHTS / f"careless-{name}"
-    return directory if (directory / "adapter_config.json").is_file() else None

@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import asr_stream
-from adapters.lora import AdapterError
+from adapters.shipped import AdapterError
 from asr.audio import read_audio, stream_audio
 from eval.wer import count_edits
 

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from adapters import lora
+from adapters.shipped import AdapterError, shipped
 from asr.checkpoint import Whisper
 
 ENCODER_RANK, DECODER_RANK = 4, 2
@@ -109,7 +110,7 @@ def test_taken_off_it_leaves_the_base_bit_for_bit(make_tiny: Callable[[int], Whi
 
 
 def test_an_adapter_that_is_not_there(tiny: Whisper, tmp_path: Path) -> None:
-    with pytest.raises(lora.AdapterError, match=r"adapter_config\.json"):
+    with pytest.raises(AdapterError, match=r"adapter_config\.json"):
         lora.load(tiny, tmp_path)
 
 
@@ -118,9 +119,9 @@ def test_an_adapter_for_another_model(make_tiny: Callable[[int], Whisper], tmp_p
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["r"] = 2 * DECODER_RANK
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(lora.AdapterError, match="cannot be put on this model"):
+    with pytest.raises(AdapterError, match="cannot be put on this model"):
         lora.load(make_tiny(0), tmp_path)
 
 
 def test_no_adapter_is_shipped_for_an_unknown_model() -> None:
-    assert lora.shipped("enormous.en") is None
+    assert shipped("enormous.en") is None
