@@ -214,6 +214,7 @@ def test_the_client_may_end_an_utterance(make_engine: Callable[..., Engine]) -> 
     assert events[-2] == Endpoint(0, 1_100)
     assert max(word.end_ms for word in events[-1].words) <= events[-1].audio_ms == 1_100
     assert session.decoded_ms == 1_100
+    assert not engine._voice_state.fill.any()  # the ears, too, begin anew
     after = converse(engine, session, second)
     alone = converse(engine, engine.open(NO_SECOND_PASS), second)
     assert [e.text for e in after if isinstance(e, Partial)] == [
@@ -249,6 +250,23 @@ def test_speech_without_a_pause_turns(make_engine: Callable[..., Engine]) -> Non
     assert not heard[len(samples) :].any()
     assert len(heard) - len(samples) <= samples_in(FLUSH_MS + 1000)
     assert [final.audio_ms for final in finals] == sorted({final.audio_ms for final in finals})
+
+
+def test_words_behind_a_turn_open_the_next_utterance(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    session = engine.open(SessionOptions(chunk_ms=1000, final_pass="none"))
+    events = converse(engine, session, speech((0.0, 21.0), seconds=21.0), packet=RATE)
+    n_carried = 0
+    for said, whole, final, following in zip(*(events[i:] for i in range(4)), strict=False):
+        if isinstance(final, Final) and isinstance(whole, Partial) and isinstance(following, Partial):
+            assert whole.text.split() == final.text.split()
+            assert whole.stable == len(whole.text)
+            assert said.text.startswith(whole.text)
+            carried = said.text[len(whole.text) :].strip()
+            assert following.text.startswith(carried)
+            assert following.stable >= len(carried)
+            n_carried += bool(carried)
+    assert n_carried
 
 
 # --- the second pass --------------------------------------------------------------------------------
