@@ -113,6 +113,14 @@ def test_a_window_ends_when_silence_has_lasted() -> None:
     assert samples_in(OPTIONS.silence_ms) - WINDOW < silence < samples_in(OPTIONS.silence_ms + 100) + WINDOW
 
 
+def test_only_silence_leads_the_next_window() -> None:
+    """What has been said once is not said again, however soon speech goes on."""
+    options = EndpointOptions(silence_ms=100, longest_ms=10_000)
+    first, second = Stream(100, options).hear(spoken(4.0, (1.0, 2.0), (2.3, 4.0))).windows
+    assert first.how is Verdict.END
+    assert 2 * SAMPLE_RATE - WINDOW <= second.start < int(2.3 * SAMPLE_RATE)
+
+
 def test_a_pause_shorter_than_that_ends_nothing() -> None:
     (window,) = Stream(chunk_ms=100).hear(spoken(4.0, (1.0, 2.0), (2.6, 4.0))).windows
     assert window.how is None
