@@ -130,6 +130,15 @@ def _adapter_folder(model: str, adapter: str | None) -> Path | None:
     )
 
 
+def _fingerprint(folder: Path | None) -> str:
+    """Tells one adapter from another, so that a report is never made of two."""
+    import hashlib
+
+    if folder is None:
+        return "no adapter"
+    return f"{folder.name} {hashlib.sha256((folder / 'adapter_model.safetensors').read_bytes()).hexdigest()[:12]}"
+
+
 @app.command()
 def transcribe(
     file: Annotated[str, typer.Argument(help="WAV, FLAC, Ogg or MP3; - for raw PCM from stdin.")],
@@ -196,12 +205,14 @@ def serve(
     from server.terminal import tell
 
     given: dict[str, Any] = {
-        "host": host, "port": port, "model": model, "slots": slots, "threads": threads, "chunk_ms": chunk_ms,
-        "final_pass": final_pass, "tls_cert": tls_cert, "tls_key": tls_key,
+        "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
+        "chunk_ms": chunk_ms, "final_pass": final_pass, "tls_cert": tls_cert, "tls_key": tls_key,
         "origins": origins and tuple(origins), "log_level": log_level, "log_format": log_format,
     }  # fmt: skip
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    engine = build_engine(settings.model, slots=settings.slots, threads=settings.threads, adapter=adapter)
+    engine = build_engine(
+        settings.model, slots=settings.slots, threads=settings.threads, adapter=settings.adapter
+    )
     tell("to talk to the address below: asr-stream mic --url URL; to end: Ctrl-C, which lets clients finish")
     run(settings, engine)
 
@@ -277,7 +288,7 @@ def evaluate(
             chunk_ms=chunk_ms,
             final_pass=final_pass,
             out=out,
-            policy=None if adapter is None else f"adapter {adapter}",
+            policy=_fingerprint(_adapter_folder(model, adapter)),
             resume=resume,
             progress=show,
         )

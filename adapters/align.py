@@ -157,13 +157,14 @@ def align_manifest(
     """
     out.mkdir(parents=True, exist_ok=True)
     clips = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
-    done = list(read_aligned(out / ALIGNED)) if (out / ALIGNED).exists() else []
+    done = list(read_aligned(out / ALIGNED))
     known, offset = {clip.id for clip in done}, max((clip.offset + clip.frames for clip in done), default=0)
     todo = [clip for clip in clips if clip["id"] not in known]
     width = model.dims.n_audio_state
     aligner = Aligner(model, batch)
     with (out / FEATURES).open("ab") as features_file, (out / ALIGNED).open("a") as lines:
-        features_file.truncate(offset * width * 2)  # what an interruption left behind the last written line
+        features_file.truncate(offset * width * 2)  # what an interruption left behind the last whole line
+        lines.truncate(len(_complete(out / ALIGNED)))
         for some in _batches(todo, batch):
             audio = [
                 read_audio(manifest.parent / clip["audio"])[: WINDOW_SECONDS * SAMPLE_RATE] for clip in some
@@ -185,11 +186,16 @@ def align_manifest(
 
 
 def read_aligned(path: Path) -> Iterator[AlignedClip]:
-    """The complete lines of aligned.jsonl."""
-    for line in path.read_text().splitlines():
+    """The complete lines of aligned.jsonl; an interruption may have left half of one behind them."""
+    for line in _complete(path).splitlines():
         entry = json.loads(line)
         words = entry["words"]
         yield AlignedClip(**{**entry, "words": words and [tuple(word) for word in words]})
+
+
+def _complete(path: Path) -> bytes:
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def open_features(directory: Path, width: int) -> np.ndarray:

@@ -65,8 +65,11 @@ class Examples:
         self.augmentation = augmentation
         self.seed = seed
 
-    def batches(self, epoch: int, seconds: float) -> list[list[int]]:
-        """Indices of clips in batches of about `seconds` of audio, similar lengths together, in random order."""
+    def batches(self, epoch: int, seconds: float, at_least: int = 1) -> list[list[int]]:
+        """Indices of clips in batches of about `seconds` of audio, similar lengths together, in random order.
+
+        Batches of fewer than `at_least` clips, one for each process, are left out.
+        """
         rng = np.random.default_rng((self.seed, epoch))
         lengths = np.array([clip.seconds for clip in self.clips])
         order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)))
@@ -75,7 +78,7 @@ class Examples:
             if batches[-1] and lengths[index] * (len(batches[-1]) + 1) > seconds:
                 batches.append([])
             batches[-1].append(int(index))
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i]) >= at_least]
 
     def draw(self, epoch: int, indices: list[int]) -> list[Example]:
         """The examples of one batch. Joining is decided for all of them at once, so that lengths stay similar."""
@@ -206,11 +209,13 @@ def _noise_at(rng: np.random.Generator, samples: np.ndarray, snr_db: float) -> n
     return (_coloured_noise(rng, len(samples)) * power * 10 ** (-snr_db / 20)).astype(np.float32)
 
 
-def epochs(examples: Examples, seconds: float, first_step: int) -> Iterator[tuple[int, list[int]]]:
+def epochs(
+    examples: Examples, seconds: float, first_step: int, at_least: int = 1
+) -> Iterator[tuple[int, list[int]]]:
     """(epoch, indices) of every batch from `first_step` on, for ever."""
     epoch, step = 0, 0
     while True:
-        for indices in examples.batches(epoch, seconds):
+        for indices in examples.batches(epoch, seconds, at_least):
             if step >= first_step:
                 yield epoch, indices
             step += 1

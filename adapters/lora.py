@@ -1,11 +1,11 @@
 """Low-rank adapters through peft: attach, merge, save, load."""
 
-import json
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import nn
 
 from adapters.shipped import AdapterError
@@ -46,10 +46,12 @@ def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftMod
         raise AdapterError(
             f"no adapter in {directory}: expected adapter_config.json and adapter_model.safetensors"
         )
+    if not (directory / "adapter_model.safetensors").is_file():
+        raise AdapterError(f"the adapter in {directory} has no weights: adapter_model.safetensors is missing")
     try:
         return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
-    except (RuntimeError, ValueError, OSError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(f"the adapter in {directory} cannot be put on this model: {reason}") from error
 
 

@@ -77,7 +77,7 @@ class Trainer:
         self, *, save_every: int = 100, progress: Callable[[int, dict[str, float]], None] = lambda *_: None
     ) -> None:
         """Trains to the last step; an interruption loses at most `save_every` steps."""
-        stream = epochs(self.examples, self.recipe.batch_seconds * self.world, self.step)
+        stream = epochs(self.examples, self.recipe.batch_seconds * self.world, self.step, at_least=self.world)
         while self.step < self.recipe.steps:
             epoch, indices = next(stream)
             mine = self.examples.draw(epoch, indices[self.rank :: self.world])
@@ -91,7 +91,7 @@ class Trainer:
                     self.save()
 
     def save(self) -> None:
-        """Checkpoint (atomically) and loss curves; the adapter itself once training has ended."""
+        """Checkpoint (atomically), loss curves and the adapter as it is now."""
         state = {
             "recipe": asdict(self.recipe),
             "step": self.step,
@@ -191,10 +191,10 @@ class Trainer:
         logits = decoder.project(hidden[kept]).float()[:, : self.vocabulary.eot + 1]
         losses = F.cross_entropy(logits, targets, reduction="none")
         is_word = targets != self.vocabulary.eot
+        if not is_word.any():
+            return losses.sum() * 0.0, losses.mean(), 0.0
         right = (logits.argmax(-1) == targets)[is_word].float().mean()
-        share = is_word.float().mean()
-        words = losses[is_word].mean() if is_word.any() else losses.sum() * 0.0
-        return words * 1.0, losses[~is_word].mean(), float(right) if share > 0 else 0.0
+        return losses[is_word].mean(), losses[~is_word].mean(), float(right)
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then a cosine down to a twentieth."""

@@ -146,6 +146,10 @@ class PcmDecoder:
         self._rest = data[whole:]
         return self._downmix.step(_decode(data[:whole], self.encoding).reshape(-1, self.channels))
 
+    def drain(self) -> Samples:
+        """What the resampler still holds, (n,), where the stream pauses; an incomplete sample stays."""
+        return self._downmix.flush()
+
     def flush(self) -> Samples:
         """The end of the stream -> its last samples, (n,); the next packet starts a new stream."""
         self._rest = b""

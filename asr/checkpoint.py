@@ -14,7 +14,8 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from asr.decoder import Decoder
 from asr.encoder import Encoder
-from asr.weights import Dims, fetch, read
+from asr.mel import N_MELS
+from asr.weights import Dims, WeightsError, fetch, read
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,14 @@ def load(name: str, *, device: torch.device | str = "cpu") -> Whisper:
         asr.weights.WeightsError: no source of the weights worked, or they are not what they should be.
     """
     dims, tensors = read(fetch(name))
+    if dims.n_mels != N_MELS:
+        raise WeightsError(f"{name} was made for {dims.n_mels} mel bands; models of {N_MELS} are supported")
     model = Whisper(dims, alignment_heads(name, dims))
     own = {k: v.float() for k, v in tensors.items() if k != "alignment_heads"}
-    model.load_state_dict(own)
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise WeightsError(f"{name} is no Whisper checkpoint: {str(error).splitlines()[0]}") from error
     return model.eval().requires_grad_(False).to(device)
 
 

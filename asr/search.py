@@ -13,8 +13,9 @@ from torch import Tensor
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder, DecoderState
 
-#: A run of tokens that stands this often in a row is a loop, not speech.
-MAX_REPEATS = 3
+#: Runs of tokens that stand in a row more often than this are loops and not speech, as "no, no, no, no" may be.
+MAX_REPEATS = 3  # of a phrase
+MAX_WORD_REPEATS = 8  # of one or two tokens
 LONGEST_LOOP = 8  # tokens
 
 
@@ -179,9 +180,9 @@ class GreedySearch:
 
 
 def _is_loop(tokens: list[int]) -> bool:
-    """Whether the newest tokens repeat what stands before them more than MAX_REPEATS times."""
+    """Whether the newest tokens repeat what stands before them too often."""
     for n in range(1, LONGEST_LOOP + 1):
-        span = n * (MAX_REPEATS + 1)
-        if len(tokens) >= span and tokens[-span:] == tokens[-n:] * (MAX_REPEATS + 1):
+        times = 1 + (MAX_WORD_REPEATS if n <= 2 else MAX_REPEATS)
+        if len(tokens) >= n * times and tokens[-n * times :] == tokens[-n:] * times:
             return True
     return False

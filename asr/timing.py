@@ -109,10 +109,14 @@ def timed_words(
     start = len(vocabulary.prefix) - 1  # the position that predicts the first token
     logprobs = model.decoder.project(hidden[start:-2]).float().log_softmax(-1)
     chosen = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
-    first, behind = token_frames(scores[:, start:-1], n_frames)  # EOT takes what follows the last word
+    # The row before takes the silence in front of the first word, EOT's row what follows the last.
+    first, behind = (frames[1:] for frames in token_frames(scores[:, start - 1 : -1], n_frames))
     timed, i = [], 0
     for text, n in words_of(tokens, vocabulary):
-        end = max(behind[i + n - 1], first[i] + 1)
+        end = behind[i + n - 1]
+        if i + n < len(tokens):
+            end = min(end, first[i + n])  # neighbours share a frame of the path
+        end = max(end, first[i] + 1)
         confidence = float(chosen[i : i + n].mean().exp())
         timed.append(TimedWord(text, first[i] / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND, confidence, n))
         i += n

@@ -57,7 +57,8 @@ def summarize(
     settings: Mapping[str, Any], recognised: Sequence[tuple[Utterance, Trace]], machine: Mapping[str, Any]
 ) -> Report:
     """The report on utterances and what happened to each. `settings` go in as they are, in front."""
-    measured = [_measure(utterance, trace) for utterance, trace in recognised]
+    second_pass = settings.get("final_pass") != "none"
+    measured = [_measure(utterance, trace, second_pass) for utterance, trace in recognised]
     audio_s = sum(trace.audio_s for _, trace in recognised)
     compute_s = sum(trace.compute_s for _, trace in recognised)
     steps = [step for _, trace in recognised for step in trace.steps]
@@ -110,14 +111,16 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def _measure(utterance: Utterance, trace: Trace) -> _Measured:
+def _measure(utterance: Utterance, trace: Trace, second_pass: bool) -> _Measured:
     shown = latency.shown_words(trace)
     words = utterance.words or ()
     return _Measured(
         utterance,
         trace,
         edits=None if utterance.text is None else count_edits(utterance.text, trace.streaming_text),
-        final_edits=None if utterance.text is None else count_edits(utterance.text, trace.final_text),
+        final_edits=None
+        if utterance.text is None or not second_pass
+        else count_edits(utterance.text, trace.final_text),
         shown=shown,
         ends_ms=latency.spoken_ends_ms(shown, words),
         first_word=latency.first_word_delay(trace, words),
@@ -146,14 +149,17 @@ def _groups(measured: Sequence[_Measured], key: str) -> dict[str, Any] | None:
     known = [one for one in measured if one.edits is not None and getattr(one.utterance, key) is not None]
     keys = [getattr(one.utterance, key) for one in known]
     streaming = grouped([one.edits or Edits() for one in known], keys)
-    final = grouped([one.final_edits or Edits() for one in known], keys)
+    twice = [
+        (one.final_edits, key) for one, key in zip(known, keys, strict=True) if one.final_edits is not None
+    ]
+    final = grouped([edits for edits, _ in twice], [key for _, key in twice])
     return {
         name: {
             "utterances": keys.count(name),
             "reference_words": edits.reference_words,
             "wer": _ratio(edits.errors, edits.reference_words),
-            "final_wer": _ratio(final[name].errors, final[name].reference_words),
         }
+        | ({"final_wer": _ratio(final[name].errors, final[name].reference_words)} if name in final else {})
         for name, edits in streaming.items()
     } or None
 

@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     origins: Annotated[tuple[str, ...], NoDecode] = ()  # browsers' origins besides our own; "*" allows all
 
     model: str = "tiny.en"
+    adapter: str | None = None  # a folder; None takes the shipped one
     slots: int = Field(32, ge=1)  # conversations at once
     threads: int | None = Field(None, ge=1)  # of the model; None leaves it to torch
     chunk_ms: int = Field(300, ge=100, le=1000, multiple_of=20)  # unless the client asks otherwise

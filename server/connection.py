@@ -50,6 +50,7 @@ class Connection:
         self._closing = asyncio.Event()  # Close is in the outbox: nothing may follow it
         self._arrivals = ArrivalTimes(SessionOptions())  # the session's own, once it is open
         self._awaited = True
+        self._warned = False  # of samples that are no numbers
         self._ended_at: float | None = None  # when an utterance ended whose final is still to come
 
     @property
@@ -170,6 +171,10 @@ class Connection:
     def _receive(self, data: bytes) -> None:
         session = self._opened
         session.receive(data)
+        if session.bad_samples and not self._warned:
+            self._warned = True
+            what = "samples that are not numbers were taken as silence: check the encoding"
+            self._tell(Fault("bad_audio", what, fatal=False))
         self._arrivals.received(len(data))
         if session.backlog_ms > self._settings.max_backlog_s * 1000:
             self._room.clear()

@@ -200,9 +200,10 @@ class Engine:
             self._run(turned)
 
     def _show(self, stream: _Stream, hypothesis: Hypothesis) -> None:
-        audio_ms = stream.ms(stream.heard)
+        assert stream.utterances.start is not None
+        begin_ms, audio_ms = stream.ms(stream.utterances.start), stream.ms(stream.heard)
         partial, stream.shown = policy.partial(
-            hypothesis, stream.shown, self._vocabulary, stream.utterance, audio_ms
+            hypothesis, stream.shown, self._vocabulary, stream.utterance, begin_ms, audio_ms
         )
         if partial is not None:
             stream.session.put(partial)
@@ -226,19 +227,25 @@ class Engine:
     def _end(self, stream: _Stream) -> None:
         """Settles the open window, and asks for its second pass."""
         utterances = stream.utterances
-        self._show(stream, self._recognizer.settle(self._state, stream.row))
+        hypothesis = self._recognizer.settle(self._state, stream.row)
+        self._show(stream, hypothesis)
         if stream.shown.text:
             stream.session.put(Endpoint(stream.utterance, stream.ms(stream.heard)))
-            words = self._recognizer.words(self._state, stream.row)
+            if self._second_pass(
+                stream
+            ):  # which will know the times better, without making other streams wait
+                words = policy.rough_words(hypothesis, self._vocabulary)
+            else:
+                words = self._recognizer.words(self._state, stream.row)
             assert utterances.start is not None
             self._finalise(stream, words, utterances.audio(), utterances.start, stream.heard)
         utterances.end()
 
     def _turn(self, stream: _Stream) -> _Work:
-        """Ends a full window in mid-speech; words after the cut open the next window, already settled."""
+        """Ends a full window in mid-speech; settled words after the cut open the next window as they are."""
         utterances = stream.utterances
         words = self._recognizer.words(self._state, stream.row)
-        tokens = self._state.search.rows[stream.row].tokens
+        said = self._state.search.rows[stream.row].hypothesis()
         assert utterances.start is not None
         start = utterances.start
         before, feed = utterances.turn()
@@ -246,10 +253,14 @@ class Engine:
         kept = [word for word in words if (word.start + word.end) / 2 < cut_s]
         n_tokens = sum(word.n_tokens for word in kept)
         if kept:
-            text = self._vocabulary.text(tokens[:n_tokens]).strip()
+            text = self._vocabulary.text(list(said.tokens[:n_tokens])).strip()
             stream.session.put(policy.whole(text, stream.utterance, stream.ms(stream.heard)))
             self._finalise(stream, kept, before, start, start + len(before))
-        return _Work(stream, feed, Verdict.GO_ON, tuple(tokens[n_tokens:]))
+        return _Work(stream, feed, Verdict.GO_ON, said.tokens[n_tokens : max(n_tokens, said.stable)])
+
+    def _second_pass(self, stream: _Stream) -> bool:
+        """Whether the utterance that ends now is heard again: not if the client does not want it, or all is late."""
+        return stream.session.options.final_pass == "full" and not self._final_pass.behind
 
     def _finalise(
         self, stream: _Stream, words: list[TimedWord], samples: np.ndarray, start: int, end: int
@@ -261,11 +272,16 @@ class Engine:
             said = policy.final(better or words, utterance, start, end, origin)
             return [said] if said else []
 
-        if session.options.final_pass == "none":
-            session.put(*final(None))
-        else:
+        if self._second_pass(stream):
             place = session.promise()
-            self._final_pass.submit(FinalJob(samples, lambda better: session.fulfil(place, *final(better))))
+            job = FinalJob(
+                samples,
+                done=lambda better: session.fulfil(place, *final(better)),
+                wanted=lambda: not session.aborted,
+            )
+            self._final_pass.submit(job)
+        else:
+            session.put(*final(None))
         stream.utterance += 1
         stream.shown = policy.Shown()
 

@@ -19,7 +19,11 @@ class Word:
 
 @dataclass(frozen=True)
 class Partial:
-    """The words of the current utterance so far; `text[:stable]` will not be revised by later partials."""
+    """The words of the current utterance so far; `text[:stable]` is not revised by its later partials.
+
+    Two exceptions by design: the second pass may word the final otherwise, and where a full window turns in
+    mid-speech, the words after the cut move to the head of the next utterance.
+    """
 
     utterance: int
     text: str

@@ -16,6 +16,7 @@ from asr.timing import TimedWord
 logger = logging.getLogger(__name__)
 
 _NICENESS = 10  # partials go first
+MOST_PENDING = 8  # jobs waiting; beyond that the streaming text stands, since late finals help nobody
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class FinalJob:
 
     samples: np.ndarray
     done: Callable[[list[TimedWord] | None], None]
+    wanted: Callable[[], bool] = lambda: True  # False once the client is gone
 
 
 class FinalPass:
@@ -37,13 +39,23 @@ class FinalPass:
         self._jobs: queue.Queue[FinalJob | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         if threaded:
-            self._thread = threading.Thread(target=self._serve, name="final-pass", daemon=True)
+            threads, started = torch.get_num_threads(), threading.Event()
+            self._thread = threading.Thread(
+                target=self._serve, args=(started,), name="final-pass", daemon=True
+            )
             self._thread.start()
+            started.wait()
+            torch.set_num_threads(threads)  # what threads that come later begin with: the model's
 
     @property
     def pending(self) -> int:
         """Jobs not finished yet."""
         return self._jobs.unfinished_tasks
+
+    @property
+    def behind(self) -> bool:
+        """Whether more waits already than can be done in good time."""
+        return self.pending >= MOST_PENDING
 
     def submit(self, job: FinalJob) -> None:
         if self._thread is None:
@@ -57,15 +69,18 @@ class FinalPass:
             self._jobs.put(None)
             self._thread.join()
 
-    def _serve(self) -> None:
+    def _serve(self, started: threading.Event) -> None:
+        torch.get_num_threads()  # a thread takes over the process's number at its first question
         torch.set_num_threads(1)
+        started.set()
         if hasattr(os, "setpriority"):
             try:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             except OSError:
                 logger.debug("the final pass keeps the usual priority", exc_info=True)
         while (job := self._jobs.get()) is not None:
-            self._run(job)
+            if job.wanted():
+                self._run(job)
             self._jobs.task_done()
         self._jobs.task_done()
 

@@ -1,12 +1,17 @@
 """Which words may be shown, which may still change, and what an utterance finally said."""
 
+import math
 from dataclasses import dataclass
 
 from asr.checkpoint import Vocabulary
+from asr.encoder import FRAMES_PER_SECOND
 from asr.search import Hypothesis
-from asr.timing import TimedWord
+from asr.timing import TimedWord, words_of
 from streaming.endpoint import milliseconds
 from streaming.events import Final, Partial, Word
+
+DUE_S = 0.16  # how long after its end the adapters were taught to say a word
+LONGEST_WORD_S = 0.6  # where nothing better is known of a word's start
 
 
 @dataclass(frozen=True)
@@ -17,10 +22,27 @@ class Shown:
     stable: int = 0
 
 
+def rough_words(hypothesis: Hypothesis, vocabulary: Vocabulary) -> list[TimedWord]:
+    """The words of a hypothesis, timed by when their tokens were put out: at once, and good to about a chunk."""
+    words: list[TimedWord] = []
+    i, spoken = 0, 0.0
+    for text, n in words_of(list(hypothesis.tokens), vocabulary):
+        end = max(spoken, hypothesis.frames[i + n - 1] / FRAMES_PER_SECOND - DUE_S)
+        confidence = math.exp(sum(hypothesis.logprobs[i : i + n]) / n)
+        words.append(TimedWord(text, max(spoken, end - LONGEST_WORD_S), end, confidence, n))
+        i, spoken = i + n, end
+    return words
+
+
 def partial(
-    hypothesis: Hypothesis, shown: Shown, vocabulary: Vocabulary, utterance: int, audio_ms: int
+    hypothesis: Hypothesis, shown: Shown, vocabulary: Vocabulary, utterance: int, begin_ms: int, audio_ms: int
 ) -> tuple[Partial | None, Shown]:
-    """The partial for a hypothesis, or None where it would say nothing new."""
+    """The partial for a hypothesis, or None where it would say nothing new.
+
+    Args:
+        begin_ms: where the utterance's window begins on the session's timeline.
+        audio_ms: how far the session's audio has been heard.
+    """
     text = vocabulary.text(list(hypothesis.tokens)).strip()
     settled = vocabulary.text(list(hypothesis.tokens[: hypothesis.stable])).strip()
     # A character may be spread over tokens, so the settled text need not be a prefix to its last byte.
@@ -28,7 +50,8 @@ def partial(
     now = Shown(text, min(stable, len(text)))
     if now == shown:
         return None, shown
-    return Partial(utterance, now.text, now.stable, audio_ms), now
+    words = _on_timeline(rough_words(hypothesis, vocabulary), begin_ms, audio_ms)
+    return Partial(utterance, now.text, now.stable, audio_ms, words), now
 
 
 def whole(text: str, utterance: int, audio_ms: int) -> Partial:
@@ -45,11 +68,16 @@ def final(words: list[TimedWord], utterance: int, start: int, end: int, origin_m
     """
     if not words:
         return None
-    begin_ms, end_ms = origin_ms + milliseconds(start), origin_ms + milliseconds(end)
-    timed = []
-    for word in words:
-        word_start = min(begin_ms + round(word.start * 1000), end_ms)
-        word_end = min(begin_ms + round(word.end * 1000), end_ms)
-        timed.append(Word(word.text, word_start, word_end, round(word.confidence, 4)))
+    end_ms = origin_ms + milliseconds(end)
+    timed = _on_timeline(words, origin_ms + milliseconds(start), end_ms)
     text = " ".join(word.text for word in timed)
-    return Final(utterance, text, tuple(timed), timed[0].start_ms, timed[-1].end_ms, end_ms)
+    return Final(utterance, text, timed, timed[0].start_ms, timed[-1].end_ms, end_ms)
+
+
+def _on_timeline(words: list[TimedWord], begin_ms: int, end_ms: int) -> tuple[Word, ...]:
+    """Seconds from the window's beginning -> milliseconds of the session, none after `end_ms`."""
+
+    def at(seconds: float) -> int:
+        return min(begin_ms + round(seconds * 1000), end_ms)
+
+    return tuple(Word(w.text, at(w.start), at(w.end), round(w.confidence, 4)) for w in words)

@@ -93,13 +93,15 @@ class Session:
     def receive_samples(self, samples: np.ndarray) -> None:
         """Audio as float32 mono samples at 16 kHz."""
         with self._lock:
-            self._store(samples.astype(np.float32, copy=False))
+            self._store(np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0))
         self._wake()
 
     def finalize(self) -> None:
         """Ends the current utterance with the audio received so far; more may follow."""
         with self._lock:
-            self._marks.append(self._received)
+            self._store(self._pcm.drain())
+            if not self._marks or self._marks[-1] != self._received:  # asked twice is asked once
+                self._marks.append(self._received)
         self._wake()
 
     def finish(self) -> None:

@@ -88,7 +88,7 @@ class Utterances:
         silent = self.now - self.last_speech
         window, self._audio, self.start, self._open_run = self.audio(), [], None, False
         self._lead = []
-        n_lead = min(silent, samples_in(self.options.lead_ms)) // self.chunk
+        n_lead = min(silent // self.chunk, self._lead_chunks)
         for i in range(n_lead, 0, -1):
             stop = len(window) - (i - 1) * self.chunk
             self._remember(window[stop - self.chunk : stop])
@@ -124,9 +124,12 @@ class Utterances:
         return bool((flags[1:] & flags[:-1]).any())
 
     def _remember(self, chunk: np.ndarray) -> None:
-        # At least one chunk: an onset is noticed up to a chunk late.
-        keep = max(1, samples_in(self.options.lead_ms) // self.chunk)
-        self._lead = [*self._lead, chunk][-keep:]
+        self._lead = [*self._lead, chunk][-self._lead_chunks :]
+
+    @property
+    def _lead_chunks(self) -> int:
+        """At least one: an onset is noticed up to a chunk late."""
+        return max(1, samples_in(self.options.lead_ms) // self.chunk)
 
     def _verdict(self) -> Verdict:
         assert self.start is not None
