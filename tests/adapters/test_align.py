@@ -124,6 +124,8 @@ def test_an_interrupted_run_goes_on(
         align_manifest(manifest, tmp_path / "pieces", tiny, batch=2)
     with (tmp_path / "pieces" / FEATURES).open("ab") as features:
         features.write(b"half of a clip whose line was never written")
+    with (tmp_path / "pieces" / ALIGNED).open("a") as lines:
+        lines.write('{"id": "half of a li')
     fake.fails_at = None
     assert align_manifest(manifest, tmp_path / "pieces", tiny, batch=2) == 7
     assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
