@@ -344,7 +344,7 @@ def careless(
         decoder_rank=decoder_rank,
         seed=seed,
     )
-    examples = Examples(clips, base.vocabulary.tokenizer, Augmentation(), seed)
+    examples = Examples(clips, base.vocabulary, Augmentation(), seed)
     trainer = Trainer(base, examples, open_features(data, base.dims.n_audio_state), recipe, out)
     with Interruption() as interruption, progress("training") as show:
 

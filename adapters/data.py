@@ -6,12 +6,14 @@ from functools import cache
 
 import numpy as np
 import soxr
-from whisper.tokenizer import Tokenizer
 
 from adapters.align import AlignedClip
 from asr.audio import SAMPLE_RATE, read_audio
+from asr.checkpoint import Vocabulary
 from asr.encoder import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
+from asr.timing import n_spoken
 
+PAUSE_S = 0.3  # of silence behind a word tell its punctuation
 MAX_SECONDS = 28.0  # longer than any window that serving lets grow
 
 
@@ -58,10 +60,10 @@ class Examples:
     """Draws examples from aligned clips; the same (seed, epoch, index) always gives the same one."""
 
     def __init__(
-        self, clips: list[AlignedClip], tokenizer: Tokenizer, augmentation: Augmentation, seed: int = 0
+        self, clips: list[AlignedClip], vocabulary: Vocabulary, augmentation: Augmentation, seed: int = 0
     ) -> None:
         self.clips = clips
-        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
         self.augmentation = augmentation
         self.seed = seed
 
@@ -119,10 +121,13 @@ class Examples:
         samples = _decoded(clip.audio).astype(np.float32) / 32768
         tokens: list[int] = []
         ends: list[float] = []
-        for text, _, end in clip.words or ():
-            word = self.tokenizer.encode(" " + text)
+        words = clip.words or []
+        for i, (text, _, end) in enumerate(words):
+            word = self.vocabulary.tokenizer.encode(" " + text)
+            spoken = n_spoken(word, self.vocabulary)
+            paused = min(end + PAUSE_S, words[i + 1][2]) if i + 1 < len(words) else end + PAUSE_S
             tokens += word
-            ends += [end] * len(word)
+            ends += [end] * spoken + [max(end, paused)] * (len(word) - spoken)
         distil = (Distillation(0, clip.offset, clip.frames),)
         return Example(samples, tuple(tokens), tuple(ends), clip.words is not None, distil)
 

@@ -91,6 +91,14 @@ def words_of(tokens: list[int], vocabulary: Vocabulary) -> list[tuple[str, int]]
     return [(word.strip(), n) for word, n in merged]
 
 
+def n_spoken(tokens: list[int], vocabulary: Vocabulary) -> int:
+    """How many tokens of a word are spoken: all but the punctuation behind it, at least one."""
+    n = len(tokens)
+    while n > 1 and not any(c.isalnum() for c in vocabulary.tokenizer.decode(tokens[n - 1 : n])):
+        n -= 1
+    return n
+
+
 def timed_words(
     model: Whisper, audio: list[tuple[Tensor, Tensor]], tokens: list[int], n_frames: int
 ) -> list[TimedWord]:
@@ -113,9 +121,10 @@ def timed_words(
     first, behind = (frames[1:] for frames in token_frames(scores[:, start - 1 : -1], n_frames))
     timed, i = [], 0
     for text, n in words_of(tokens, vocabulary):
-        end = behind[i + n - 1]
-        if i + n < len(tokens):
-            end = min(end, first[i + n])  # neighbours share a frame of the path
+        last = i + n_spoken(tokens[i : i + n], vocabulary) - 1  # the pause belongs to the punctuation
+        end = behind[last]
+        if last + 1 < len(tokens):
+            end = min(end, first[last + 1])  # neighbours share a frame of the path
         end = max(end, first[i] + 1)
         confidence = float(chosen[i : i + n].mean().exp())
         timed.append(TimedWord(text, first[i] / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND, confidence, n))

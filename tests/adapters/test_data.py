@@ -44,7 +44,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[AlignedClip]:
 
 
 def examples(clips: list[AlignedClip], tiny: Whisper, augmentation: Augmentation) -> Examples:
-    return Examples(clips, tiny.vocabulary.tokenizer, augmentation)
+    return Examples(clips, tiny.vocabulary, augmentation)
 
 
 def clicks(example: Example, level: float = 0.2) -> list[float]:

@@ -43,7 +43,7 @@ def make_trainer(make_tiny: Callable[[int], Whisper], clips: list[AlignedClip]) 
 
     def make(out: Path, recipe: Recipe = RECIPE) -> Trainer:
         model = make_tiny(0)
-        examples = Examples(clips, model.vocabulary.tokenizer, Augmentation(), seed=1)
+        examples = Examples(clips, model.vocabulary, Augmentation(), seed=1)
         return Trainer(model, examples, features, recipe, out)
 
     return make
