@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from adapters.align import AlignedClip
-from adapters.data import Augmentation, Example, Examples, epochs
+from adapters.data import PAUSE_S, Augmentation, Example, Examples, epochs
 from asr.checkpoint import Whisper
 from asr.encoder import SAMPLES_PER_FRAME
 
@@ -91,6 +91,15 @@ def test_every_token_of_a_word_ends_with_it(clips: list[AlignedClip], tiny: Whis
     n_tokens = [len(tiny.vocabulary.tokenizer.encode(f" {word}")) for word in WORDS]
     assert max(n_tokens) > 1
     assert [example.ends.count(end) for end in dict.fromkeys(example.ends)] == n_tokens
+
+
+def test_punctuation_is_due_when_the_pause_tells_it(clips: list[AlignedClip], tiny: Whisper) -> None:
+    """But never after the next word."""
+    words = [("Well,", 0.1, 0.4), ("no.", 0.4, 0.5), ("Yes.", 0.9, 1.1)]
+    (example,) = examples([replace(clips[0], words=words)], tiny, PLAIN).draw(0, [0])
+    lead = example.ends[0] - 0.4
+    due = [0.4, 0.5, 0.5, 0.5 + PAUSE_S, 1.1, 1.1 + PAUSE_S]
+    assert [end - lead for end in example.ends] == pytest.approx(due)
 
 
 @pytest.mark.parametrize("augmentation", [PLAIN, replace(PLAIN, crop=1), replace(PLAIN, join=1)])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asr.checkpoint import Whisper
 from asr.encoder import FRAMES_PER_SECOND
-from asr.timing import monotone_path, timed_words, token_frames, words_of
+from asr.timing import monotone_path, n_spoken, timed_words, token_frames, words_of
 
 
 def best_gain(gain: Tensor) -> float:
@@ -82,6 +82,15 @@ def test_words_carry_their_punctuation(tiny: Whisper, text: str, words: list[str
     found = words_of(tokens, tiny.vocabulary)
     assert [word for word, _ in found] == words
     assert sum(n for _, n in found) == len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("word", "silent"),
+    [(" hello", 0), (" hello,", 1), (" it's.", 1), (' said."', 1), (" ...", 0), (" 42", 0)],
+)
+def test_punctuation_behind_a_word_is_not_spoken(tiny: Whisper, word: str, silent: int) -> None:
+    tokens = tiny.vocabulary.tokenizer.encode(word)
+    assert n_spoken(tokens, tiny.vocabulary) == len(tokens) - silent
 
 
 @torch.no_grad()
