@@ -168,10 +168,14 @@ def _crop(example: Example, rng: np.random.Generator) -> Example:
         tokens=example.tokens[first:],
         ends=tuple(end - start for end in example.ends[first:]),
         transcribed=True,
-        distil=tuple(
-            replace(d, start=0, row=d.row + frame, n=d.n - frame) for d in example.distil if d.n > frame
-        ),
+        distil=tuple(_behind(frame, part) for part in example.distil if part.start + part.n > frame),
     )
+
+
+def _behind(frame: int, part: Distillation) -> Distillation:
+    """What is left of `part` in an example that starts at `frame`; joined clips do not begin at 0."""
+    lost = max(0, frame - part.start)
+    return Distillation(max(0, part.start - frame), part.row + lost, part.n - lost)
 
 
 def _at_speed(example: Example, speed: float) -> Example:

@@ -68,13 +68,14 @@ def plan(
     start = len(prefix) - 1  # the position that predicts the first token
     seen = np.minimum(due + lag, n_chunks)
     last = int(rng.integers(seen[-1] if len(seen) else 1, n_chunks + 1))
-    seen_by = [int(seen[0]) if len(seen) else last] * start + seen.tolist() + [last]
     targets = [IGNORED] * start + list(example.tokens) + [eot]
 
     # A wait query at chunk k stands behind the tokens due by then, none of which may have seen more than k.
     said = np.searchsorted(due, np.arange(n_chunks + 1), side="right")  # tokens due by chunk k
     open_chunks = [k for k in range(1, n_chunks + 1) if said[k] == 0 or seen[said[k] - 1] <= k]
     waits = sorted(rng.permutation(open_chunks)[:cuts].tolist())
+    # Every query attends to the prefix, so it must not have seen more than the earliest of them.
+    seen_by = [min([*waits, *seen[:1].tolist(), last])] * start + seen.tolist() + [last]
     positions = [start + int(said[k]) for k in waits]
     return Queries(
         tokens=sequence + [sequence[p] for p in positions],

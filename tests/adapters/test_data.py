@@ -102,7 +102,9 @@ def test_punctuation_is_due_when_the_pause_tells_it(clips: list[AlignedClip], ti
     assert [end - lead for end in example.ends] == pytest.approx(due)
 
 
-@pytest.mark.parametrize("augmentation", [PLAIN, replace(PLAIN, crop=1), replace(PLAIN, join=1)])
+@pytest.mark.parametrize(
+    "augmentation", [PLAIN, replace(PLAIN, crop=1), replace(PLAIN, join=1), replace(PLAIN, join=1, crop=1)]
+)
 def test_features_belong_to_the_audio_beside_them(
     clips: list[AlignedClip], tiny: Whisper, augmentation: Augmentation
 ) -> None:
