@@ -104,6 +104,8 @@ def build_engine(
     from streaming.engine import Engine
 
     folder = _adapter_folder(model, adapter)
+    if threads is None and final_pass_thread:
+        threads = max(1, torch.get_num_threads() - 1)  # the second pass has a core of its own
     if threads is not None:
         torch.set_num_threads(threads)
     base = load(model)

@@ -87,10 +87,10 @@ class Decoder(nn.Module):
         for i, (block, (k, v)) in enumerate(zip(self.blocks, audio, strict=True)):
             normed = block.attn_ln(x)
             x = x + block.attn(normed, normed, causal)
-            q = block.cross_attn.queries(block.cross_attn_ln(x))
+            q = block.cross_attn.queries(block.cross_attn_ln(x)).to(k.dtype)
             for head in (head for layer, head in heads if layer == i):
                 scores[i, head] = q[0, head].float() @ k[0, head].float().T * q.shape[-1] ** -0.5
-            x = block.feed(x + block.cross_attn.merge(F.scaled_dot_product_attention(q, k, v)))
+            x = block.feed(x + block.cross_attn.merge(F.scaled_dot_product_attention(q, k, v).to(x.dtype)))
         return torch.stack([scores[pair] for pair in heads]), self.ln(x)[0]
 
     def keys_values(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -31,13 +31,14 @@ def cached_chunk_attention(
         lengths: (B,) int64, valid entries of each slot, the new ones included.
 
     Returns:
-        (B, H, tau, D)
+        (B, H, tau, D), in the type of q; computed in the cache's.
     """
     assert q.dim() == 4 and k_cache.shape == v_cache.shape and len(slots) == len(lengths) == len(q)
+    own, q = q.dtype, q.to(k_cache.dtype)
     rows = [
         F.scaled_dot_product_attention(
             q[i : i + 1], k_cache[slot : slot + 1, :, :n], v_cache[slot : slot + 1, :, :n]
         )
         for i, (slot, n) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True))
     ]
-    return torch.cat(rows)
+    return torch.cat(rows).to(own)

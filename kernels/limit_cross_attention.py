@@ -33,9 +33,10 @@ def limit_cross_attention(
         limits: (B, u) int64, at least 1 each.
 
     Returns:
-        (B, H, u, D)
+        (B, H, u, D), in the type of q; computed in the cache's.
     """
     assert q.dim() == 4 and k_cache.shape == v_cache.shape and limits.shape == (q.shape[0], q.shape[2])
+    own, q = q.dtype, q.to(k_cache.dtype)
     rows = []
     for i, slot in enumerate(slots.tolist()):
         row = limits[i].tolist()
@@ -45,4 +46,4 @@ def limit_cross_attention(
             mask = torch.arange(n, device=q.device) < limits[i].to(q.device)[:, None]  # (u, n)
         k, v = k_cache[slot : slot + 1, :, :n], v_cache[slot : slot + 1, :, :n]
         rows.append(F.scaled_dot_product_attention(q[i : i + 1], k, v, attn_mask=mask))
-    return torch.cat(rows)
+    return torch.cat(rows).to(own)

@@ -91,7 +91,9 @@ class VoiceActivity:
             at = rows[active]
             window = torch.stack([pieces[i][t] for i in active])
             seen = torch.cat([state.context[at], window], dim=1)
-            speech, recurrent = self._model(seen, state.recurrent[at].transpose(0, 1))
+            # Optimised, TorchScript would compile anew for each number of streams, 50 ms at a time.
+            with torch.jit.optimized_execution(False):
+                speech, recurrent = self._model(seen, state.recurrent[at].transpose(0, 1))
             state.recurrent[at] = recurrent.transpose(0, 1)
             state.context[at] = window[:, -_CONTEXT:]
             for i, p in zip(active, speech[:, 0].tolist(), strict=True):
