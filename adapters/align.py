@@ -157,6 +157,7 @@ def align_manifest(
     """
     out.mkdir(parents=True, exist_ok=True)
     clips = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
+    (out / ALIGNED).touch()
     done = list(read_aligned(out / ALIGNED))
     known, offset = {clip.id for clip in done}, max((clip.offset + clip.frames for clip in done), default=0)
     todo = [clip for clip in clips if clip["id"] not in known]
@@ -194,7 +195,7 @@ def read_aligned(path: Path) -> Iterator[AlignedClip]:
 
 
 def _complete(path: Path) -> bytes:
-    content = path.read_bytes() if path.exists() else b""
+    content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1]
 
 

@@ -38,7 +38,7 @@ class KVCache:
     def write(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
         """Puts k, v (B, H, t, D) behind the current length of each of `rows` (B,)."""
         start = self.lengths[rows]
-        assert int(start.max()) + k.shape[2] <= self.capacity, "a row is full"
+        assert int(start.max()) + k.shape[2] <= self.capacity, f"row {int(rows[start.argmax()])} is full"
         at = (rows[:, None], slice(None), start[:, None] + torch.arange(k.shape[2]))
         self.k[layer][at] = k.transpose(1, 2).to(self.k.dtype)
         self.v[layer][at] = v.transpose(1, 2).to(self.v.dtype)

@@ -78,7 +78,7 @@ def test_alignment_pass_sees_what_decoding_sees(
     scores, hidden = tiny.decoder.alignment_pass(TOKENS, heads, tiny.decoder.keys_values(features[:1]))
     assert scores.shape == (3, TOKENS.shape[1], features.shape[1])
     torch.testing.assert_close(scores[:2], looked[0][0, [1, 0]], atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(tiny.decoder.project(hidden), expected[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tiny.decoder.project(hidden), expected[0], atol=5e-4, rtol=1e-4)
 
 
 def test_listening_in_pieces_equals_hearing_all(tiny: Whisper, features: Tensor) -> None:

@@ -31,6 +31,7 @@ class FakeSession:
         self, engine: "FakeEngine", options: SessionOptions, notify: Callable[[], None] | None
     ) -> None:
         self.id = "fake"
+        self.bad_samples = 0
         self.options = options
         self.closed = False
         self.notify = notify
