@@ -119,8 +119,9 @@ class Decoder(nn.Module):
         state.audio.free(rows)
         state.text.free(rows)
 
-    def listen(self, features: Tensor, state: DecoderState, rows: Tensor) -> None:
-        """Appends new encoder frames (B, T, d) to what `rows` (B,) have heard."""
+    def listen(self, features: Tensor, state: DecoderState, rows: Tensor, replaced: int = 0) -> None:
+        """Appends encoder frames (B, T, d) to what `rows` (B,) have heard, the newest `replaced` frames dropped."""
+        state.audio.rewind(rows, replaced)
         for i, (k, v) in enumerate(self.keys_values(features)):
             state.audio.write(i, rows, k, v)
         state.audio.advance(rows, features.shape[1])

@@ -33,6 +33,7 @@ class Hypothesis:
 class _Row:
     """Search state of one stream, changed in place by `GreedySearch.step`."""
 
+    prefix: tuple[int, ...]  # special tokens and prompt, in front of `tokens`
     tokens: list[int] = field(default_factory=list)
     logits: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -78,28 +79,41 @@ class GreedySearch:
         self._suppress = torch.tensor(suppress, dtype=torch.int64)
 
     def init_state(self, rows: int) -> SearchState:
-        return SearchState([_Row() for _ in range(rows)], self.decoder.init_state(rows))
+        fresh = [_Row(self.vocabulary.prefix) for _ in range(rows)]
+        return SearchState(fresh, self.decoder.init_state(rows))
 
-    def reset(self, state: SearchState, rows: Tensor, tokens: list[list[int]] | None = None) -> None:
-        """Makes `rows` equal to fresh ones that begin with the given settled `tokens`."""
+    def reset(
+        self,
+        state: SearchState,
+        rows: Tensor,
+        tokens: list[list[int]] | None = None,
+        prefixes: list[tuple[int, ...]] | None = None,
+    ) -> None:
+        """Makes `rows` equal to fresh ones that begin with the given settled `tokens`.
+
+        Args:
+            prefixes: what stands in front of each row's tokens, instead of the vocabulary's prefix.
+        """
         self.decoder.reset(state.decoder, rows)
         for i, row in enumerate(rows.tolist()):
             settled = tokens[i] if tokens else []
+            prefix = prefixes[i] if prefixes else self.vocabulary.prefix
             n = len(settled)
-            state.rows[row] = _Row(list(settled), [0.0] * n, [0.0] * n, [0] * n, stable=n)
+            state.rows[row] = _Row(prefix, list(settled), [0.0] * n, [0.0] * n, [0] * n, stable=n)
 
     def step(
-        self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int
+        self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int, replaced: int = 0
     ) -> tuple[list[Hypothesis], SearchState]:
         """Hears new features and decodes until every stream waits for audio.
 
         Args:
-            features: (B, T, d) new encoder frames of `rows`.
+            features: (B, T, d) encoder frames of `rows`; the first `replaced` of them take the place of the
+                newest that were heard, the others are new.
             state: of all streams; the rows stepping are updated in place.
             rows: (B,) rows stepping.
             max_tokens: bound of new tokens per stream; what is left over is decoded with the next audio.
         """
-        self.decoder.listen(features, state.decoder, rows)
+        self.decoder.listen(features, state.decoder, rows, replaced)
         waiting = self._rescore(state, rows)
         for _ in range(max_tokens):
             waiting = self._extend(waiting, state)
@@ -119,16 +133,17 @@ class GreedySearch:
 
     def _rescore(self, state: SearchState, rows: Tensor) -> dict[int, Tensor]:
         """Feeds the unsettled tokens again; returns each row's logits (V,) for its next token."""
-        prefix, cache = len(self.vocabulary.prefix), state.decoder.text
+        cache = state.decoder.text
         feeds, first_checked = [], []
         for row in rows.tolist():
             stream = state.rows[row]
+            prefix = len(stream.prefix)
             checked = max(stream.stable, len(stream.tokens) - self.unsettled)
             stream.stable = checked
             # The logits that judge token `checked` come from the position before it.
             start = min(int(cache.lengths[row]), prefix + checked - 1) if checked else 0
             cache.lengths[row] = start
-            feeds.append([*self.vocabulary.prefix, *stream.tokens][start:])
+            feeds.append([*stream.prefix, *stream.tokens][start:])
             first_checked.append(prefix + checked - 1 - start)
         logits = self._feed(feeds, state, rows)
         best, normalisers = logits.argmax(-1).tolist(), logits.logsumexp(-1).tolist()
@@ -176,7 +191,7 @@ class GreedySearch:
 
     def _full(self, stream: _Row) -> bool:
         # Half of the context, as openai-whisper: beside another row this one may be padded by as many tokens.
-        return 2 * (len(self.vocabulary.prefix) + len(stream.tokens)) >= self.decoder.dims.n_text_ctx
+        return 2 * (len(stream.prefix) + len(stream.tokens)) >= self.decoder.dims.n_text_ctx
 
 
 def _is_loop(tokens: list[int]) -> bool:
