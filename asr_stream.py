@@ -1,6 +1,7 @@
 """The front door: the `asr-stream` command. Rooms are imported inside the commands, so that help comes at once."""
 
 import errno
+import importlib
 import json
 import os
 import sys
@@ -12,15 +13,27 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from server.terminal import Show
     from streaming.engine import Engine
 
 ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
+COMMANDS = {"eval": "eval.command"}  # those that live in a room: its module, with the command as `app`
 SAMPLES = Path(__file__).parent / "samples"
 FAILED, INTERRUPTED = 2, 130  # exit codes
 
 
 class FrontDoor(TyperGroup):
     """Says in a line what went wrong with a user's input or machine; `--debug` and mistakes of ours show it all."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if module := COMMANDS.get(cmd_name):
+            return typer.main.get_command(importlib.import_module(module).app)
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -74,8 +87,11 @@ SecondPass = Annotated[
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option(help="Show where an error came from.")] = False) -> None:
+def options(
+    ctx: typer.Context, debug: Annotated[bool, typer.Option(help="Show where an error came from.")] = False
+) -> None:
     """What all commands share."""
+    ctx.obj = sys.modules[__name__]  # commands that live in rooms: rooms must not import the front door
 
 
 def build_engine(
@@ -132,13 +148,21 @@ def _adapter_folder(model: str, adapter: str | None) -> Path | None:
     )
 
 
-def _fingerprint(folder: Path | None) -> str:
+def describe_adapter(model: str, adapter: str | None) -> str:
     """Tells one adapter from another, so that a report is never made of two."""
     import hashlib
 
+    folder = _adapter_folder(model, adapter)
     if folder is None:
         return "no adapter"
     return f"{folder.name} {hashlib.sha256((folder / 'adapter_model.safetensors').read_bytes()).hexdigest()[:12]}"
+
+
+def progress(what: str) -> "AbstractContextManager[Show]":
+    """A bar on stderr for work that takes long."""
+    from server.terminal import progress as bar
+
+    return bar(what)
 
 
 @app.command()
@@ -257,45 +281,6 @@ def mic(
                 await talk(local, chosen)
 
     asyncio.run(run())
-
-
-@app.command("eval")
-def evaluate(
-    data: Annotated[Path, typer.Argument(help="A manifest (JSON lines) or a LibriSpeech tree.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/... if not given.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a tree.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="JSON lines with word times.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first utterances.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = True,
-    model: Model = "tiny.en",
-    adapter: Adapter = None,
-    chunk_ms: ChunkMs = 300,
-    final_pass: SecondPass = "full",
-    threads: Threads = None,
-) -> None:
-    """Measure word error rate, delay and compute on transcribed speech. Interrupted, it goes on when run again."""
-    from eval.datasets import load
-    from eval.report import as_markdown
-    from eval.run import evaluate as run
-    from server.terminal import progress
-
-    utterances = load(data, split, labels=labels)[:limit]
-    out = out or Path("runs") / f"{data.stem}-{Path(model).name}-{chunk_ms}ms"
-    out.mkdir(parents=True, exist_ok=True)
-    engine = build_engine(model, slots=1, threads=threads, adapter=adapter, final_pass_thread=False)
-    with progress("evaluating") as show:
-        report = run(
-            engine,
-            utterances,
-            chunk_ms=chunk_ms,
-            final_pass=final_pass,
-            out=out,
-            policy=_fingerprint(_adapter_folder(model, adapter)),
-            resume=resume,
-            progress=show,
-        )
-    typer.echo(as_markdown(report.summary))
-    typer.echo(f"the report is in {out}")
 
 
 @app.command()
