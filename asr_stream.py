@@ -2,10 +2,9 @@
 
 import errno
 import importlib
-import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -15,11 +14,15 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from eval.datasets import Utterance
+    from eval.longform import LongForm
     from server.terminal import Show
     from streaming.engine import Engine
+    from streaming.session import SessionOptions
 
 ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
-COMMANDS = {"eval": "eval.command"}  # those that live in a room: its module, with the command as `app`
+#: Commands that live in a room: its module, with the command as `app`.
+COMMANDS = {"eval": "eval.command", "bench": "server.bench_command"}
 SAMPLES = Path(__file__).parent / "samples"
 FAILED, INTERRUPTED = 2, 130  # exit codes
 
@@ -156,6 +159,29 @@ def describe_adapter(model: str, adapter: str | None) -> str:
     if folder is None:
         return "no adapter"
     return f"{folder.name} {hashlib.sha256((folder / 'adapter_model.safetensors').read_bytes()).hexdigest()[:12]}"
+
+
+def describe_machine() -> dict[str, Any]:
+    """What times depend on."""
+    from eval.report import describe_machine as describe
+
+    return {**describe(), "cpus": os.cpu_count()}
+
+
+def load_utterances(data: Path) -> "list[Utterance]":
+    """Clips with transcripts, of a manifest or a LibriSpeech tree."""
+    from eval.datasets import load
+
+    return load(data)
+
+
+def measure_long(
+    engine: "Engine", utterances: "Sequence[Utterance]", options: "SessionOptions", **how: Any
+) -> "LongForm":
+    """Clips joined in one session, see eval/longform.py."""
+    from eval.longform import measure
+
+    return measure(engine, utterances, options, **how)
 
 
 def progress(what: str) -> "AbstractContextManager[Show]":
@@ -402,43 +428,6 @@ def model_path(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
 
 
 @app.command()
-def bench(
-    streams: Annotated[int, typer.Option(min=1, help="Clients at once.")] = 16,
-    seconds: Annotated[float, typer.Option(min=1, help="That each of them speaks.")] = 60,
-    chunk_ms: ChunkMs = 300,
-    data: Annotated[Path, typer.Option(help="A manifest or LibriSpeech tree.")] = SAMPLES / "manifest.jsonl",
-    out: Annotated[Path | None, typer.Option(help="Write the numbers here as JSON.")] = None,
-    model: Model = "tiny.en",
-    adapter: Adapter = None,
-    final_pass: SecondPass = "full",
-    threads: Threads = None,
-) -> None:
-    """Load a real server with clients that speak in real time, and measure how late its answers are."""
-    from rich.console import Console
-
-    from asr.audio import read_audio
-    from eval.datasets import load
-    from server.bench import measure
-    from server.child import child_server
-    from server.transcribe import replacing
-    from streaming.session import SessionOptions
-
-    SessionOptions(chunk_ms=chunk_ms)
-    recordings = [read_audio(utterance.audio) for utterance in load(data)[:streams]]
-    command = _serve_command(
-        model, adapter, slots=streams, chunk_ms=chunk_ms, final_pass=final_pass, threads=threads
-    )
-    with replacing(out) as target:
-        with child_server(command) as server:
-            report = measure(server, recordings, streams, seconds, chunk_ms)
-        if target is not None:
-            target.write(json.dumps({"model": model} | report.as_json(), indent=1) + "\n")
-    Console().print(report.as_table())
-    if not report.load.answered:
-        raise typer.Exit(1)
-
-
-@app.command()
 def demo(
     clip: Annotated[Path, typer.Option(help="What is said.")] = SAMPLES / "jfk.wav",
     model: Model = "tiny.en",
@@ -458,7 +447,7 @@ def demo(
     SessionOptions(chunk_ms=chunk_ms)
     duration(clip)  # says at once if it is no audio
     tell(f"starting a server with {model}")
-    command = _serve_command(model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full", threads=threads)
+    command = serve_command(model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full", threads=threads)
     with child_server(command) as server:
         tell(f"speaking {clip.name} to {server.url}")
         came = asyncio.run(show(server, clip, chunk_ms))
@@ -467,7 +456,7 @@ def demo(
         raise typer.Exit(1)
 
 
-def _serve_command(model: str, adapter: str | None, **flags: object) -> list[str]:
+def serve_command(model: str, adapter: str | None, **flags: object) -> list[str]:
     """The command line of a server on a free port of loopback."""
     given: Iterable[tuple[str, object]] = {"model": model, "adapter": adapter, **flags}.items()
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given if value is not None]

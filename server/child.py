@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from server.dial import ServerError
 
@@ -34,14 +35,13 @@ class ChildServer:
             return None
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def memory_mb(self) -> float | None:
+        """The memory that it has resident now; None where the system does not tell."""
+        return process_memory_mb(self.pid)
+
     def peak_memory_mb(self) -> float | None:
         """The most memory that it had resident; None where the system does not tell."""
-        try:
-            status = Path(f"/proc/{self.pid}/status").read_text()
-        except OSError:
-            return None
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        return int(found[1]) / 1024 if found else None
+        return process_memory_mb(self.pid, "VmHWM")
 
     def model_seconds(self) -> float:
         """Time that the streaming model has computed so far, second passes not included."""
@@ -49,6 +49,16 @@ class ChildServer:
             text = response.read().decode()
         found = re.search(r"^asr_stream_step_seconds_sum (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
+
+
+def process_memory_mb(pid: int, what: Literal["VmRSS", "VmHWM"] = "VmRSS") -> float | None:
+    """A process's resident memory, now (VmRSS) or at its most (VmHWM); None where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"{what}:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else None
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from websockets.exceptions import ConnectionClosed
 from server.dial import ServerError, dial, encode, json_object, with_query
 
 SAMPLE_RATE = 16_000
-PATIENCE_S = 30.0  # for the last answers, after the last chunk was sent
+PATIENCE_S = 30.0  # for the last answers, after the last chunk was due
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `streams` clients saw. A chunk's lag: from its last sample sent to the answer that covers it."""
+    """What `streams` clients saw. A chunk's lag: from its last sample spoken to the answer that covers it."""
 
     streams: int
     seconds: float  # of audio, each
@@ -37,9 +37,8 @@ class _Stream:
     """One client's tally."""
 
     chunk_ms: int
-    sent: deque[tuple[int, float]] = field(
-        default_factory=deque
-    )  # chunks not yet answered: (end, ms; when, s)
+    patience_s: float
+    spoken: deque[tuple[int, float]] = field(default_factory=deque)  # not yet answered: (end, ms; when, s)
     lags_ms: list[float] = field(default_factory=list)
     chunks: int = 0
     messages: int = 0
@@ -63,7 +62,7 @@ class _Stream:
             return
         speaker = asyncio.create_task(self._speak(socket, samples, round(seconds * 1000 / self.chunk_ms)))
         try:
-            async with asyncio.timeout(seconds + PATIENCE_S):
+            async with asyncio.timeout(seconds + self.patience_s):
                 await self._listen(socket)
         except TimeoutError:
             self.error = "no_answer"
@@ -73,13 +72,18 @@ class _Stream:
             await socket.close()
 
     async def _speak(self, socket: ClientConnection, samples: np.ndarray, chunks: int) -> None:
-        """A chunk is sent when its last sample would have been spoken."""
+        """A chunk is sent when its last sample has been spoken.
+
+        Its lag counts from then, even where the server takes it late: what waits in front of a full server
+        has been said as well ("coordinated omission").
+        """
         chunk_samples = SAMPLE_RATE * self.chunk_ms // 1000
         started = time.monotonic()
         for number in range(1, chunks + 1):
-            await asyncio.sleep(started + number * self.chunk_ms / 1000 - time.monotonic())
+            due = started + number * self.chunk_ms / 1000
+            await asyncio.sleep(due - time.monotonic())
             window = np.arange((number - 1) * chunk_samples, number * chunk_samples)
-            self.sent.append((number * self.chunk_ms, time.monotonic()))
+            self.spoken.append((number * self.chunk_ms, due))
             self.chunks += 1
             await socket.send(encode(samples.take(window, mode="wrap"), "s16le"))
         await socket.send(json.dumps({"type": "close"}))
@@ -94,8 +98,8 @@ class _Stream:
                 if message.get("type") == "error":
                     self.error = str(message.get("code"))
                 closed = closed or message.get("type") == "closed"
-                while self.sent and self.sent[0][0] <= message.get("audio_ms", 0):
-                    self.lags_ms.append((now - self.sent.popleft()[1]) * 1000)
+                while self.spoken and self.spoken[0][0] <= message.get("audio_ms", 0):
+                    self.lags_ms.append((now - self.spoken.popleft()[1]) * 1000)
         except ConnectionClosed:
             pass  # the server's error, if it told one, is noted
         if not closed and self.error is None:
@@ -110,13 +114,14 @@ async def run_load(
     chunk_ms: int,
     *,
     token: str | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> LoadReport:
     """Speaks to the server at `url` with `streams` clients for `seconds`, over and over the given recordings.
 
     samples_list: float32 mono 16 kHz, (n,) each; stream i speaks recording i mod their number. The clients
-    start spread over one chunk, as independent speakers are.
+    start spread over one chunk, as independent speakers are. `patience_s` after its last chunk a client gives up.
     """
-    clients = [_Stream(chunk_ms) for _ in range(streams)]
+    clients = [_Stream(chunk_ms, patience_s) for _ in range(streams)]
     await asyncio.gather(
         *(
             client.run(

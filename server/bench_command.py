@@ -1,0 +1,278 @@
+"""`asr-stream bench`. Only the command line is imported with this file, so that help comes at once."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from asr.audio import Samples
+    from streaming.session import SessionOptions
+
+app = typer.Typer(add_completion=False)
+
+CHUNKS_MS = (100, 200, 300, 500, 1000)  # that `compute` compares
+BEAMS = (1, 4)
+COMPUTE_S = 30.0  # of audio, for each row of `compute`
+MEMORY_STREAMS = 8
+SAMPLES = Path(__file__).parent.parent / "samples"
+
+
+class Report(StrEnum):
+    COMPUTE = "compute"
+    STREAMS = "streams"
+    MEMORY = "memory"
+    LONG = "long"
+
+
+class House(Protocol):
+    """What the front door hands to a command that lives in a room (asr_stream.py)."""
+
+    def build_engine(self, model: str, **how: Any) -> Any: ...
+    def describe_adapter(self, model: str, adapter: str | None) -> str: ...
+    def describe_machine(self) -> dict[str, Any]: ...
+    def load_utterances(self, data: Path) -> Sequence[Any]: ...
+    def measure_long(self, engine: Any, utterances: Sequence[Any], options: Any, **how: Any) -> Any: ...
+    def serve_command(self, model: str, adapter: str | None, **flags: object) -> list[str]: ...
+
+
+class Measured(Protocol):
+    """A report, or what there is of it so far."""
+
+    def as_json(self) -> dict[str, Any]: ...
+    def table(self) -> Any: ...
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    reports: Annotated[
+        list[Report] | None,
+        typer.Argument(
+            metavar="[REPORT]...",
+            help="compute: what a chunk costs one stream, and which stage. streams: how many streams at once. "
+            "memory: of each stream. long: an hour in one session. All four if none is named.",
+        ),
+    ] = None,
+    streams: Annotated[
+        int | None,
+        typer.Option(min=1, help="streams: so many, instead of finding the most. memory: up to so many."),
+    ] = None,
+    most: Annotated[
+        int, typer.Option(min=1, help="streams: no more are tried; the server has slots for them.")
+    ] = 64,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="streams, memory: that each client speaks, per trial.")
+    ] = 30,
+    minutes: Annotated[float, typer.Option(min=0.1, help="long: of joined clips.")] = 60,
+    seed: Annotated[int, typer.Option(help="long: of the pauses between clips.")] = 0,
+    data: Annotated[Path, typer.Option(help="A manifest or LibriSpeech tree.")] = SAMPLES / "manifest.jsonl",
+    out: Annotated[Path | None, typer.Option(help="Folder of the reports; runs/... if not given.")] = None,
+    model: Annotated[str, typer.Option(help="Base model: tiny.en, base.en or a checkpoint.")] = "tiny.en",
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of an adapter instead of the shipped one.")
+    ] = None,
+    chunk_ms: Annotated[int, typer.Option(help="Audio per step; `compute` compares several.")] = 300,
+    final_pass: Annotated[
+        Literal["full", "none"], typer.Option(help="Whether the base model hears each utterance again.")
+    ] = "full",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the model.")] = None,
+) -> None:
+    """Measure speed: compute, concurrent streams, memory, an hour without a break. Ctrl-C keeps what there is."""
+    from rich.console import Console
+
+    from server.terminal import tell
+    from streaming.session import SessionOptions
+
+    house: House = context.obj
+    bench = Bench(
+        house,
+        model,
+        adapter,
+        threads,
+        SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass),
+        house.load_utterances(data),
+        streams=streams,
+        most=most,
+        seconds=seconds,
+        minutes=minutes,
+        seed=seed,
+    )
+    out = out or Path("runs") / f"bench-{Path(model).name}"
+    out.mkdir(parents=True, exist_ok=True)
+    header = {
+        "model": model,
+        "adapter": house.describe_adapter(model, adapter),
+        "data": data.name,
+        "chunk_ms": chunk_ms,
+        "final_pass": final_pass,
+        "threads": threads,  # null: as the server chooses
+        "machine": house.describe_machine(),
+    }
+    for name in dict.fromkeys(reports or ([Report.STREAMS] if streams else Report)):
+        measured: Measured | None = None
+        try:
+            for so_far in bench.reports[name]():
+                measured = so_far
+        finally:  # Ctrl-C, or a server that gave up: what there is was measured
+            if measured is not None:
+                _write(out, name, {"report": name.value} | header, measured)
+                Console().print(measured.table())
+                tell(f"{out / name}.json")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The reports by name: each yields what it knows, more and more; its last one is the report."""
+
+    house: House
+    model: str
+    adapter: str | None
+    threads: int | None
+    options: "SessionOptions"
+    utterances: Sequence[Any]
+    streams: int | None
+    most: int
+    seconds: float
+    minutes: float
+    seed: int
+
+    @property
+    def reports(self) -> dict[Report, Callable[[], Iterator[Measured]]]:
+        return {
+            Report.COMPUTE: self.compute,
+            Report.STREAMS: self.concurrency,
+            Report.MEMORY: self.memory,
+            Report.LONG: self.long,
+        }
+
+    def compute(self) -> Iterator[Measured]:
+        import numpy as np
+
+        from asr.audio import SAMPLE_RATE
+        from server.bench_compute import measure_compute
+        from server.terminal import progress
+
+        samples = np.concatenate(self._recordings(COMPUTE_S))[: int(COMPUTE_S * SAMPLE_RATE)]
+        rows = _compared(type(self.options))
+        with progress("compute") as show:
+            engine = self._engine()
+            for report in measure_compute(engine, samples, rows, final_pass=self.options.final_pass):
+                show(len(report.rows), len(rows))
+                yield report
+
+    def concurrency(self) -> Iterator[Measured]:
+        from server.bench import LATE_S, find_capacity, measure
+        from server.child import child_server
+        from server.dial import ServerError
+        from server.terminal import progress
+
+        with progress("streams") as show, child_server(self._server(self.streams or self.most)) as server:
+            recordings = self._recordings()
+            if self.streams:
+                report = measure(server, recordings, self.streams, self.seconds, self.options.chunk_ms)
+                yield report
+                if not report.load.answered:
+                    raise ServerError(
+                        "no_answer", "the server answered no chunk: its errors are in the report"
+                    )
+                return
+            for capacity in find_capacity(
+                lambda n: measure(
+                    server, recordings, n, self.seconds, self.options.chunk_ms, patience_s=LATE_S
+                ),
+                self.most,
+            ):
+                load = capacity.trials[-1].load
+                show(
+                    len(capacity.trials),
+                    None,
+                    f"{load.streams} streams: 95 % within {load.lag_p95_ms:.0f} ms",
+                )
+                yield capacity
+
+    def memory(self) -> Iterator[Measured]:
+        from server.bench import measure_memory
+        from server.child import child_server
+        from server.terminal import progress
+
+        most = self.streams or MEMORY_STREAMS
+        with progress("memory") as show:
+            for report in measure_memory(
+                lambda slots: child_server(self._server(slots)),
+                self._recordings(),
+                most,
+                self.seconds,
+                self.options.chunk_ms,
+            ):
+                show(report.points[-1].load.streams, most)
+                yield report
+
+    def long(self) -> Iterator[Measured]:
+        import os
+
+        from server.child import process_memory_mb
+        from server.terminal import Interruption, progress
+
+        with Interruption() as interruption, progress("long") as show:
+            yield self.house.measure_long(
+                self._engine(),
+                self.utterances,
+                self.options,
+                minutes=self.minutes,
+                seed=self.seed,
+                memory_mb=lambda: process_memory_mb(os.getpid()),
+                stop=lambda: interruption.asked,
+                progress=show,
+            )
+            if interruption.asked:
+                raise KeyboardInterrupt
+
+    def _engine(self) -> Any:
+        return self.house.build_engine(
+            self.model, slots=1, threads=self.threads, adapter=self.adapter, final_pass_thread=False
+        )
+
+    def _server(self, slots: int) -> list[str]:
+        return self.house.serve_command(
+            self.model,
+            self.adapter,
+            slots=slots,
+            chunk_ms=self.options.chunk_ms,
+            final_pass=self.options.final_pass,
+            threads=self.threads,
+        )
+
+    def _recordings(self, seconds: float | None = None) -> "list[Samples]":
+        """What the clients say: as many clips as there may be clients, or as fill `seconds`."""
+        from asr.audio import SAMPLE_RATE, read_audio
+
+        if seconds is None:
+            return [read_audio(one.audio) for one in self.utterances[: self.streams or self.most]]
+        recordings: list[Samples] = []
+        for one in self.utterances:
+            if sum(map(len, recordings)) >= seconds * SAMPLE_RATE:
+                break
+            recordings.append(read_audio(one.audio))
+        return recordings
+
+
+def _compared(options: "type[SessionOptions]") -> list[dict[str, Any]]:
+    """The session options that `compute` compares: chunk sizes, and beams where the search has them."""
+    beams = [{"beam": beam} for beam in BEAMS] if "beam" in {one.name for one in fields(options)} else [{}]
+    return [{"chunk_ms": chunk_ms} | beam for chunk_ms in CHUNKS_MS for beam in beams]
+
+
+def _write(out: Path, name: Report, header: dict[str, Any], measured: Measured) -> None:
+    """NAME.json, and NAME.png where the report draws one."""
+    from server.transcribe import replacing
+
+    with replacing(out / f"{name}.json") as file:
+        assert file is not None
+        file.write(json.dumps(header | measured.as_json(), indent=1) + "\n")
+    if plot := getattr(measured, "plot", None):
+        plot(out / f"{name}.png")
