@@ -46,7 +46,7 @@ class Augmentation:
     """Probabilities and ranges of what is done to a clip."""
 
     silence_only: float = 0.04
-    crop: float = 0.15  # start at a later word, as a rotated window does
+    crop: float = 0.08  # start at a later word, as a rotated window does
     join: float = 0.12  # of the batches: two clips in every window
     speed: float = 0.2
     noise: float = 0.35
@@ -109,7 +109,7 @@ class Examples:
             example = _crop(example, rng)
         if rng.random() < policy.speed:
             example = _at_speed(example, rng.choice((0.9, 1.1)))
-        lead = _silence(rng, rng.uniform(0, policy.lead_s) if rng.random() < 0.5 else 0.0)
+        lead = _silence(rng, rng.uniform(0, policy.lead_s) if rng.random() < 0.7 else 0.0)
         example = _join(Example(lead, (), (), example.transcribed), example, np.zeros(0, np.float32))
         samples = np.concatenate([example.samples, _silence(rng, rng.uniform(*policy.trail_s))])
         gain = np.float32(10 ** (rng.uniform(*policy.gain_db) / 20))

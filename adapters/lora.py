@@ -1,12 +1,15 @@
 """Low-rank adapters through peft: attach, merge, save, load."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import Linear
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from adapters.shipped import AdapterError
 from asr.checkpoint import Whisper
@@ -28,12 +31,26 @@ def attach(model: Whisper, *, encoder_rank: int = 128, decoder_rank: int = 64) -
         target_modules=TARGETS,
     )
     adapted = get_peft_model(model, config)
-    for module in adapted.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = (
-                False  # autocast decides; casting up and down again costs a tenth
-            )
+    _fold(adapted)
     return adapted
+
+
+def _fold(adapted: PeftModel) -> None:
+    """Makes every adapted layer form its weight first, W + s B A, and then go over the frames once.
+
+    peft goes over them three times, which pays where frames are few; a batch of minutes has thousands, and a
+    training step takes a third longer that way.
+    """
+    for module in adapted.modules():
+        if isinstance(module, Linear):
+            module.forward = partial(_forward_folded, module)  # type: ignore[method-assign]
+
+
+def _forward_folded(layer: Linear, x: Tensor) -> Tensor:
+    (name,) = layer.active_adapters
+    base = layer.get_base_layer()
+    low_rank = layer.lora_B[name].weight @ layer.lora_A[name].weight
+    return F.linear(x, base.weight + layer.scaling[name] * low_rank, base.bias)
 
 
 def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftModel:
@@ -49,10 +66,20 @@ def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftMod
     if not (directory / "adapter_model.safetensors").is_file():
         raise AdapterError(f"the adapter in {directory} has no weights: adapter_model.safetensors is missing")
     try:
-        return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(f"the adapter in {directory} cannot be put on this model: {reason}") from error
+    _fold(adapted)
+    return adapted
+
+
+def read(adapted: PeftModel, directory: Path) -> None:
+    """Copies the weights saved in `directory` into an adapter of the same shape, to train on from there."""
+    saved = load_file(directory / "adapter_model.safetensors")
+    refused = set_peft_model_state_dict(adapted, saved)
+    if refused.unexpected_keys:
+        raise AdapterError(f"the adapter in {directory} was made for another model or other ranks")
 
 
 def merge(adapted: PeftModel) -> Whisper:

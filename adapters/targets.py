@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adapters.data import Example
-from asr.encoder import FRAME_LOOKAHEAD, FRAMES_PER_SECOND
+from asr.encoder import FRAMES_PER_SECOND
 
 IGNORED = -100  # target of positions without a loss
 WINDOW_FRAMES = 1500  # all that Whisper's positions can tell apart
@@ -37,7 +37,7 @@ class Queries:
 
     tokens: list[int]
     positions: list[int]
-    limits: list[int]  # encoder frames that each position sees
+    seen: list[int]  # how many chunks of audio each position has heard
     targets: list[int]
     n_text: int  # how many are tokens
 
@@ -54,7 +54,8 @@ def plan(
     """The queries of one example.
 
     Args:
-        tau: frames per block; chunk k ends at k * tau frames and gives k * tau - 1 frames of features.
+        prefix: what stands before the tokens; tells the model `delay_s`.
+        tau: frames per chunk.
         delay_s: how long after its word's end a token is due.
         cuts: most wait queries that are asked.
     """
@@ -80,7 +81,7 @@ def plan(
     return Queries(
         tokens=sequence + [sequence[p] for p in positions],
         positions=list(range(len(sequence))) + positions,
-        limits=[max(1, k * tau - FRAME_LOOKAHEAD) for k in seen_by + waits],
+        seen=seen_by + waits,
         targets=targets + [eot] * len(waits),
         n_text=len(sequence),
     )
@@ -92,11 +93,15 @@ class QueryBatch:
     positions: Tensor  # (B, Q)
     targets: Tensor  # (B, Q)
     self_mask: Tensor  # (B, 1, Q, Q) bool
-    cross_mask: Tensor  # (B, 1, Q, T) bool
+    cross_mask: Tensor  # (B, 1, Q, 2 T) bool, over settled and provisional frames
 
 
-def collate(queries: list[Queries], n_frames: int) -> QueryBatch:
-    """Pads to one shape; a padded position sees only itself and one frame, and has no target."""
+def collate(queries: list[Queries], block: Tensor) -> QueryBatch:
+    """Pads to one shape; a padded position sees only itself and the first chunk, and has no target.
+
+    Args:
+        block: (T,) int64, the block of each frame. After k chunks the newest block, k - 1, is provisional.
+    """
     width = max(len(q.tokens) for q in queries)
 
     def column(values: list[list[int]], fill: int) -> Tensor:
@@ -105,9 +110,9 @@ def collate(queries: list[Queries], n_frames: int) -> QueryBatch:
     tokens = column([q.tokens for q in queries], 0)
     positions = column([q.positions for q in queries], 0)
     targets = column([q.targets for q in queries], IGNORED)
-    limits = column([q.limits for q in queries], 1)
+    newest = column([q.seen for q in queries], 1)[:, :, None] - 1  # (B, Q, 1)
     is_text = torch.arange(width)[None] < torch.tensor([[q.n_text] for q in queries])  # (B, Q)
     earlier = positions[:, None, :] < positions[:, :, None]  # key position before query position
     self_mask = (earlier & is_text[:, None, :]) | torch.eye(width, dtype=torch.bool)
-    cross_mask = torch.arange(n_frames)[None, None] < limits[:, :, None]
+    cross_mask = torch.cat([block < newest, block == newest], dim=-1)
     return QueryBatch(tokens, positions, targets, self_mask[:, None], cross_mask[:, None])

@@ -1,14 +1,15 @@
 """Training of the causal Whisper ("careless"): resumable, on a CPU, a GPU, or several under torchrun.
 
-One step: one block-causal encoder pass over a batch of windows with a random block size, one decoder pass
-that asks all questions at once (adapters/targets.py), cross-entropy on the answers, and distillation of the
-unmodified encoder's full-context features into the causal ones.
+One step: one encoder pass over a batch of windows in blocks of a random size, one decoder pass that asks all
+questions at once (adapters/targets.py), cross-entropy on the answers, and distillation of the unmodified encoder's
+full-context features into the causal ones.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from adapters import lora
 from adapters.data import Example, Examples, epochs
-from adapters.targets import IGNORED, QueryBatch, chunks, collate, plan
-from asr.checkpoint import Whisper
-from asr.encoder import MEL_PER_FRAME, SAMPLES_PER_FRAME, block_causal_mask
+from adapters.targets import IGNORED, Queries, QueryBatch, chunks, collate, plan
+from asr.checkpoint import LONGEST_DELAY_S, TIMESTAMP_S, Whisper
+from asr.encoder import MEL_PER_FRAME, SAMPLES_PER_FRAME, frame_blocks
 from asr.mel import LogMel
 
 CHECKPOINT, LOG, CURVES = "checkpoint.pt", "log.jsonl", "curves.png"
@@ -42,8 +43,8 @@ class Recipe:
     encoder_rank: int = 128
     decoder_rank: int = 64
     distillation: float = 1.0
+    provisional: float = 0.5  # weight of the distillation of frames whose next block is not there yet
     cuts: int = 32  # wait queries per window
-    delay_s: float = 0.16  # a word is due this long after its end
     freq_mask: int = 12  # mel bins
     time_mask: int = 20  # mel frames
     clip_norm: float = 1.0
@@ -54,7 +55,13 @@ class Trainer:
     """One run in one directory: `checkpoint.pt`, `log.jsonl`, `curves.png`, and the adapter at the end."""
 
     def __init__(
-        self, model: Whisper, examples: Examples, features: np.ndarray, recipe: Recipe, out: Path
+        self,
+        model: Whisper,
+        examples: Examples,
+        features: np.ndarray,
+        recipe: Recipe,
+        out: Path,
+        start_from: Path | None = None,
     ) -> None:
         self.recipe, self.examples, self.features, self.out = recipe, examples, features, out
         self.rank, self.world = _join_process_group()
@@ -72,16 +79,15 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         if (out / CHECKPOINT).exists():
             self._resume()
+        elif start_from is not None:
+            lora.read(self.adapted, start_from)
 
     def run(
         self, *, save_every: int = 100, progress: Callable[[int, dict[str, float]], None] = lambda *_: None
     ) -> None:
         """Trains to the last step; an interruption loses at most `save_every` steps."""
-        stream = epochs(self.examples, self.recipe.batch_seconds * self.world, self.step, at_least=self.world)
-        while self.step < self.recipe.steps:
-            epoch, indices = next(stream)
-            mine = self.examples.draw(epoch, indices[self.rank :: self.world])
-            record = self._train_step(mine)
+        for epoch, batch in self._batches():
+            record = self._train_step(batch)
             self.step += 1
             if self.rank == 0:
                 with (self.out / LOG).open("a") as log:
@@ -89,6 +95,19 @@ class Trainer:
                 progress(self.step, record)
                 if self.step % save_every == 0 or self.step == self.recipe.steps:
                     self.save()
+
+    def _batches(self) -> Iterator[tuple[int, list[Example]]]:
+        """(epoch, examples) of this process for every step that is left, each drawn while the one before trains."""
+        stream = epochs(self.examples, self.recipe.batch_seconds * self.world, self.step, at_least=self.world)
+
+        def draw(epoch: int, indices: list[int]) -> tuple[int, list[Example]]:
+            return epoch, self.examples.draw(epoch, indices[self.rank :: self.world])
+
+        with ThreadPoolExecutor(1) as ahead:
+            batch = ahead.submit(draw, *next(stream))
+            for _ in range(self.step, self.recipe.steps):
+                this, batch = batch, ahead.submit(draw, *next(stream))
+                yield this.result()
 
     def save(self) -> None:
         """Checkpoint (atomically), loss curves and the adapter as it is now."""
@@ -126,17 +145,16 @@ class Trainer:
         mel = self._mel(batch, tau, rng)
         n_frames = mel.shape[2] // MEL_PER_FRAME
         with torch.autocast(self.device.type, torch.bfloat16):
-            mask = block_causal_mask(n_frames, tau, self.device)
-            encoded = self.model.encoder(mel, mask)
-            distilled = self._distillation(batch, encoded)
-            prefix, eot = self.vocabulary.prefix, self.vocabulary.eot
+            settled, provisional = self.model.encoder.forward_blocks(mel, tau)
+            distilled = self._distillation(batch, settled)
+            guessed = self._distillation(batch, provisional)
             spoken = [i for i, example in enumerate(batch) if example.transcribed]
-            plans = [
-                plan(batch[i], prefix, eot, tau, self.recipe.delay_s, self.recipe.cuts, rng) for i in spoken
-            ]
+            plans = [self._plan(batch[i], tau, rng) for i in spoken]
             words, waits, right = self._cross_entropy(
-                encoded[spoken], collate(plans, n_frames) if plans else None
+                torch.cat([settled[spoken], provisional[spoken]], dim=1),
+                collate(plans, frame_blocks(n_frames, tau)) if plans else None,
             )
+        distilled = distilled + self.recipe.provisional * guessed
         loss = words + waits + self.recipe.distillation * distilled
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -148,6 +166,12 @@ class Trainer:
             "tau": tau, "words": words.item(), "waits": waits.item(), "distillation": distilled.item(),
             "accuracy": right, "grad_norm": norm, "lr": rate, "seconds": sum(e.seconds for e in batch),
         }  # fmt: skip
+
+    def _plan(self, example: Example, tau: int, rng: np.random.Generator) -> Queries:
+        """Questions for a random delay, short ones more often, which the prefix names."""
+        delay_s = round(LONGEST_DELAY_S * rng.random() ** 1.5 / TIMESTAMP_S) * TIMESTAMP_S
+        prefix = self.vocabulary.prefix_for(delay_s)
+        return plan(example, prefix, self.vocabulary.eot, tau, delay_s, self.recipe.cuts, rng)
 
     def _mel(self, batch: list[Example], tau: int, rng: np.random.Generator) -> Tensor:
         """(B, 80, t) running-maximum log-mel of the batch in whole chunks, with SpecAugment's masks."""

@@ -18,6 +18,10 @@ from asr.mel import N_MELS
 from asr.weights import Dims, WeightsError, fetch, read
 
 
+TIMESTAMP_S = 0.02  # between Whisper's timestamp tokens
+LONGEST_DELAY_S = 0.6  # that causal models are taught
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The token ids that decoding needs to know by name."""
@@ -25,6 +29,14 @@ class Vocabulary:
     tokenizer: Tokenizer
     prefix: tuple[int, ...]  # what every hypothesis starts with
     eot: int  # "wait for audio" to the causal model, "the end" to the unmodified one
+
+    def prefix_for(self, delay_s: float) -> tuple[int, ...]:
+        """The prefix that asks a causal model to wait `delay_s` after a word's end before it is said.
+
+        In place of "no timestamps" stands a timestamp: to Whisper its embeddings are ordered durations already.
+        """
+        assert self.prefix[-1] == self.tokenizer.no_timestamps
+        return (*self.prefix[:-1], self.tokenizer.timestamp_begin + round(delay_s / TIMESTAMP_S))
 
     def text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode([token for token in tokens if token < self.eot])

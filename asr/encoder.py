@@ -1,7 +1,9 @@
-"""Log-mel frames -> features: Whisper's encoder made block-causal, with cached keys, values and conv edges.
+"""Log-mel frames -> features: Whisper's encoder over a stream, with cached keys, values and conv edges.
 
-Method: CarelessWhisper (arXiv 2508.12301), section 3. A frame attends to every frame of its own block and
-of earlier ones, so earlier frames never change and their keys and values are kept.
+Method: CarelessWhisper (arXiv 2508.12301), section 3, made to look ahead by one block as Emformer does (Shi et al.,
+2021): each block is encoded as soon as it is complete, and once more together with the next one. A frame attends
+to every earlier frame, to its own block and, the second time, to the block behind; what it has become then never
+changes again, and its keys and values are kept. The features of the newest block are provisional.
 
 Encoder frame j (20 ms) needs samples up to 320 j + 520, that is 12.5 ms beyond its own end. Blocks therefore
 end one frame before each multiple of the block size: when the k-th chunk of audio is complete, so is block k.
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from asr.cache import KVCache
 from asr.layers import Block, sinusoids
 from asr.weights import Dims
+from kernels.block_causal_attention import block_causal_attention
 from kernels.cached_chunk_attention import cached_chunk_attention
 
 MEL_PER_FRAME = 2  # the second convolution has stride 2
@@ -36,8 +39,10 @@ class EncoderState:
     conv_fill: Tensor  # (S,) int64
     pending: Tensor  # (S, block limit, d) frames of a block that is not complete
     pending_fill: Tensor  # (S,) int64
+    newest: Tensor  # (S, block limit, d) frames of the newest complete block, whose features are provisional
+    newest_fill: Tensor  # (S,) int64
     block: Tensor  # (S,) int64, frames per block (tau) of each stream
-    cache: KVCache
+    cache: KVCache  # of all complete blocks, the newest included
 
 
 class Encoder(nn.Module):
@@ -57,17 +62,41 @@ class Encoder(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.dims = dims
 
-    # -- everything at once: training, and the unmodified model's offline pass
+    # -- everything at once
 
-    def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, 80, t) -> (B, t / 2, d). `mask` (B|1, 1, T, T) bool, True where attention is allowed."""
-        x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
-        x = F.gelu(self.conv2(x)).transpose(1, 2)
-        x = x + self.positional_embedding[: x.shape[1]]
+    def forward(self, mel: Tensor) -> Tensor:
+        """(B, 80, t) -> (B, t / 2, d), every frame seeing all others: the unmodified model's offline pass."""
+        x = self._embed(mel)
         for block in self.blocks:
             normed = block.attn_ln(x)
-            x = block.feed(x + block.attn(normed, normed, mask))
+            x = block.feed(x + block.attn(normed, normed, None))
         return self.ln_post(x)
+
+    def forward_blocks(self, mel: Tensor, tau: int) -> tuple[Tensor, Tensor]:
+        """What a stream with blocks of `tau` frames computes, all at once: training's view.
+
+        Args:
+            mel: (B, 80, t)
+
+        Returns:
+            Settled and provisional features, (B, t / 2, d) each. The newest block of a stream never settles;
+            here it does, as if the stream went on with nothing.
+        """
+        x = self._embed(mel)
+        n_frames = x.shape[1]
+        of_frame = frame_blocks(n_frames, tau, x.device)
+        x = torch.cat([x, x], dim=1)
+        for block in self.blocks:
+            normed = block.attn_ln(x)
+            q, (k, v) = block.attn.queries(normed), block.attn.keys_values(normed)
+            x = block.feed(x + block.attn.merge(block_causal_attention(q, k, v, of_frame)))
+        x = self.ln_post(x)
+        return x[:, :n_frames], x[:, n_frames:]
+
+    def _embed(self, mel: Tensor) -> Tensor:
+        x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
+        x = F.gelu(self.conv2(x)).transpose(1, 2)
+        return x + self.positional_embedding[: x.shape[1]]
 
     # -- as a stream
 
@@ -82,6 +111,8 @@ class Encoder(nn.Module):
             conv_fill=torch.ones(rows, dtype=torch.int64),
             pending=weight.new_zeros(rows, block_limit, width),
             pending_fill=torch.zeros(rows, dtype=torch.int64),
+            newest=weight.new_zeros(rows, block_limit, width),
+            newest_fill=torch.zeros(rows, dtype=torch.int64),
             block=torch.full((rows,), block, dtype=torch.int64),
             cache=KVCache.allocate(dims.n_audio_layer, rows, heads, dims.n_audio_ctx, width // heads, weight),
         )
@@ -94,36 +125,45 @@ class Encoder(nn.Module):
         state.mel_fill[rows] = 1
         state.conv_fill[rows] = 1
         state.pending_fill[rows] = 0
+        state.newest_fill[rows] = 0
         state.block[rows] = block
         state.cache.free(rows)
 
-    def step(self, mel: Tensor, state: EncoderState, rows: Tensor) -> tuple[Tensor, EncoderState]:
-        """Encodes every block that the new mel frames complete.
+    @staticmethod
+    def phase(state: EncoderState, row: int) -> tuple[int, int, int]:
+        """Rows with equal phases may step together."""
+        return int(state.block[row]), int(state.pending_fill[row]), int(state.newest_fill[row])
+
+    def step(self, mel: Tensor, state: EncoderState, rows: Tensor) -> tuple[Tensor, int, EncoderState]:
+        """Encodes every block that the new mel frames complete, and the newest one before them again.
 
         Args:
             mel: (B, 80, t) new frames, any t >= 0.
             state: of all streams; the rows stepping are updated in place.
-            rows: (B,) rows in the same phase: same block size, same number of frames pending.
+            rows: (B,) rows in the same phase.
 
         Returns:
-            (B, T, d) features of the completed blocks, T >= 0, and the state.
+            (B, T, d) features, T >= 0; how many of them, from the first, take the place of the newest features
+            returned before; and the state.
         """
         x = self._convolve(mel.to(self.conv1.weight.dtype), state, rows)
-        fill, tau = int(state.pending_fill[rows[0]]), int(state.block[rows[0]])
-        assert bool((state.pending_fill[rows] == fill).all()) and bool((state.block[rows] == tau).all())
+        tau, fill, replaced = self.phase(state, int(rows[0]))
+        assert len({self.phase(state, row) for row in rows.tolist()}) == 1, "rows must be in the same phase"
         x = torch.cat([state.pending[rows, :fill], x], dim=1)
-        # The first block of a stream is one frame short (FRAME_LOOKAHEAD); rows in one phase agree on that.
         first = bool((state.cache.lengths[rows] == 0).all())
         assert first or not bool((state.cache.lengths[rows] == 0).any())
-        features, done, size = [], 0, tau - FRAME_LOOKAHEAD if first else tau
+        # The first block of a stream is one frame short (FRAME_LOOKAHEAD).
+        features, done, size = x[:, :0], 0, tau - FRAME_LOOKAHEAD if first else tau
         while x.shape[1] - done >= max(size, 1):
             if size:
-                features.append(self._encode_block(x[:, done : done + size], state.cache, rows))
+                again = int(state.newest_fill[rows[0]])
+                encoded = self._encode_block(x[:, done : done + size], state, rows)
+                features = torch.cat([features[:, : features.shape[1] - again], encoded], dim=1)
             done, size = done + size, tau
         rest = x[:, done:]
         state.pending[rows, : rest.shape[1]] = rest
         state.pending_fill[rows] = rest.shape[1]
-        return torch.cat(features, dim=1) if features else x[:, :0], state
+        return features, replaced if features.shape[1] else 0, state
 
     def _convolve(self, mel: Tensor, state: EncoderState, rows: Tensor) -> Tensor:
         """(B, 80, t) -> (B, T, d): both convolutions over carried edges, without padding."""
@@ -140,8 +180,14 @@ class Encoder(nn.Module):
         _keep_edge(x, x.shape[2] - 2 * n_frames, state.conv_edge, state.conv_fill, rows)
         return y
 
-    def _encode_block(self, x: Tensor, cache: KVCache, rows: Tensor) -> Tensor:
-        """One block (B, tau, d) through all layers; appends its keys and values."""
+    def _encode_block(self, x: Tensor, state: EncoderState, rows: Tensor) -> Tensor:
+        """The newest block again and the one behind it (B, tau, d), through all layers: the features of both."""
+        cache, again = state.cache, int(state.newest_fill[rows[0]])
+        n_new = x.shape[1]
+        x = torch.cat([state.newest[rows, :again], x], dim=1)
+        state.newest[rows, :n_new] = x[:, again:]
+        state.newest_fill[rows] = n_new
+        cache.rewind(rows, again)
         before = cache.lengths[rows]
         positions = before[:, None] + torch.arange(x.shape[1])
         x = x + self.positional_embedding[positions.to(x.device)]
@@ -156,10 +202,9 @@ class Encoder(nn.Module):
         return self.ln_post(x)
 
 
-def block_causal_mask(n_frames: int, tau: int, device: torch.device | str = "cpu") -> Tensor:
-    """(T, T) bool: True where a frame may attend; blocks end at frames k * tau - FRAME_LOOKAHEAD."""
-    block = (torch.arange(n_frames, device=device) + FRAME_LOOKAHEAD) // tau
-    return block[:, None] >= block[None, :]
+def frame_blocks(n_frames: int, tau: int, device: torch.device | str = "cpu") -> Tensor:
+    """(T,) int64: the block of each frame; blocks end at frames k * tau - FRAME_LOOKAHEAD."""
+    return (torch.arange(n_frames, device=device) + FRAME_LOOKAHEAD) // tau
 
 
 def _with_edge(x: Tensor, edge: Tensor, fill: Tensor, rows: Tensor) -> Tensor:

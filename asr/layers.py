@@ -1,8 +1,9 @@
 """The layers that Whisper's encoder and decoder share. Module names are OpenAI's, so weights load by name."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kernels.masked_attention import masked_attention
 
 
 class LayerNorm(nn.LayerNorm):
@@ -42,7 +43,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         """Everything at once, as training does it: x (B, T, d), source (B, T', d), mask (B|1, 1, T, T') bool."""
         k, v = self.keys_values(source)
-        return self.merge(F.scaled_dot_product_attention(self.queries(x), k, v, attn_mask=mask))
+        return self.merge(masked_attention(self.queries(x), k, v, mask))
 
 
 class Block(nn.Module):

@@ -178,14 +178,15 @@ class Engine:
 
     def _run(self, work: list[_Work]) -> None:
         """Feeds the recogniser in batches of streams in the same phase, then acts on each verdict."""
-        groups: dict[tuple[int, int, bool], list[_Work]] = defaultdict(list)
+        groups: dict[tuple[int, int, tuple[int, ...]], list[_Work]] = defaultdict(list)
         for item in work:
             stream = item.stream
-            groups[stream.utterances.chunk, len(item.feed.samples), item.feed.fresh].append(item)
+            phase = () if item.feed.fresh else self._recognizer.phase(self._state, stream.row)
+            groups[stream.utterances.chunk, len(item.feed.samples), phase].append(item)
         turned: list[_Work] = []
-        for (_, _, fresh), group in groups.items():
+        for group in groups.values():
             rows = torch.tensor([item.stream.row for item in group])
-            if fresh:
+            if group[0].feed.fresh:
                 block = group[0].stream.session.options.block
                 self._recognizer.reset(self._state, rows, block, [list(item.carried) for item in group])
             samples = torch.from_numpy(np.stack([item.feed.samples for item in group]))

@@ -48,17 +48,21 @@ class Recognizer:
         self.model.encoder.reset(state.encoder, rows, block)
         self.search.reset(state.search, rows, tokens)
 
+    def phase(self, state: RecognizerState, row: int) -> tuple[int, ...]:
+        """Rows with equal phases may step together."""
+        return self.model.encoder.phase(state.encoder, row)
+
     @torch.no_grad()
     def step(
         self, samples: Tensor, state: RecognizerState, rows: Tensor
     ) -> tuple[list[Hypothesis], RecognizerState]:
         """Hears (B, n) samples of `rows` (B,), which are in the same phase, and says what each has heard so far."""
         mel, _ = self.mel.step(samples.to(self.model.device), state.mel, rows)
-        features, _ = self.model.encoder.step(mel, state.encoder, rows)
+        features, replaced, _ = self.model.encoder.step(mel, state.encoder, rows)
         if not features.shape[1]:
             return self.search.hypotheses(state.search, rows), state
-        bound = SPARE_TOKENS + features.shape[1] * TOKENS_PER_SECOND // FRAMES_PER_SECOND
-        hypotheses, _ = self.search.step(features, state.search, rows, bound)
+        bound = SPARE_TOKENS + (features.shape[1] - replaced) * TOKENS_PER_SECOND // FRAMES_PER_SECOND
+        hypotheses, _ = self.search.step(features, state.search, rows, bound, replaced)
         return hypotheses, state
 
     def settle(self, state: RecognizerState, row: int) -> Hypothesis:

@@ -120,7 +120,7 @@ def test_features_belong_to_the_audio_beside_them(
             theirs = theirs[frame * SAMPLES_PER_FRAME : (frame + part.n) * SAMPLES_PER_FRAME]
             np.testing.assert_allclose(own, theirs, atol=1e-3)
             n_parts += 1
-    assert n_parts >= len(clips)
+    assert n_parts > len(clips) / 2  # a crop may take all of a joined clip's first half
 
 
 def test_at_another_speed_the_features_no_longer_fit(clips: list[AlignedClip], tiny: Whisper) -> None:

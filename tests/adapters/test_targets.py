@@ -45,7 +45,7 @@ def test_a_plan_worked_out_by_hand() -> None:
         #       text            waits at chunk 1, 2, 3, 4, 5
         tokens=[100, 101, 1, 2, 101, 1, 2, 2, 2],
         positions=[0, 1, 2, 3, 1, 2, 3, 3, 3],
-        limits=[9, 19, 29, 29, 9, 19, 29, 39, 49],  # a block ends a frame before its chunk
+        seen=[1, 2, 3, 3, 1, 2, 3, 4, 5],
         targets=[IGNORED, 1, 2, EOT, EOT, EOT, EOT, EOT, EOT],
         n_text=4,
     )
@@ -53,9 +53,15 @@ def test_a_plan_worked_out_by_hand() -> None:
 
 def test_masks_worked_out_by_hand() -> None:
     short = Queries([100, 101, 102, 101], [0, 1, 2, 1], [1, 1, 2, 3], [IGNORED, 5, EOT, EOT], n_text=3)
-    batch = collate([short, Queries([100], [0], [2], [EOT], n_text=1)], n_frames=3)
+    batch = collate([short, Queries([100], [0], [2], [EOT], n_text=1)], block=torch.tensor([0, 0, 1, 2]))
     assert batch.self_mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
-    assert batch.cross_mask[0, 0].int().tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert batch.cross_mask[0, 0].int().tolist() == [
+        # settled    provisional
+        [0, 0, 0, 0, 1, 1, 0, 0],  # the first chunk is all provisional
+        [0, 0, 0, 0, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 0],
+        [1, 1, 1, 0, 0, 0, 0, 1],
+    ]
     assert batch.self_mask[1, 0, 1:].int().tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     assert batch.targets[1].tolist() == [EOT, IGNORED, IGNORED, IGNORED]
     assert bool(batch.cross_mask.any(-1).all())  # attention to nothing would be NaN
@@ -65,12 +71,15 @@ def test_masks_worked_out_by_hand() -> None:
 def test_no_query_sees_beyond_its_own_audio(seed: int) -> None:
     """Neither by itself nor through a token that it attends to."""
     queries, *_ = random_plan(seed)
-    batch = collate([queries], n_frames=1500)
-    limits = torch.tensor(queries.limits)
-    assert torch.equal(batch.cross_mask[0, 0].sum(-1), limits)
+    block = torch.arange(200)
+    batch = collate([queries], block)
+    seen = torch.tensor(queries.seen)
+    settled, provisional = batch.cross_mask[0, 0].split(len(block), dim=-1)
+    assert torch.equal(settled.sum(-1), seen - 1)
+    assert torch.equal(provisional.int().argmax(-1), seen - 1) and bool((provisional.sum(-1) == 1).all())
     for query, attended in enumerate(batch.self_mask[0, 0]):
         keys = attended.nonzero().flatten()
-        assert bool((limits[keys] <= limits[query]).all())
+        assert bool((seen[keys] <= seen[query]).all())
         assert not bool((keys[keys != query] >= queries.n_text).any()), "waits are seen by themselves alone"
         assert len(keys) == queries.positions[query] + 1
 
@@ -81,27 +90,25 @@ def test_a_token_is_asked_for_when_it_is_due_and_not_before(seed: int) -> None:
     n_chunks = chunks(spoken.seconds, tau)
     assert queries.targets[START : queries.n_text] == [*spoken.tokens, EOT]
     due = [min(n_chunks, max(1, int(np.ceil(round((end + 0.1) * 50 / tau, 9))))) for end in spoken.ends]
-    for k, limit in zip(due, queries.limits[START:], strict=False):
-        seen = (limit + 1) // tau
+    for k, seen in zip(due, queries.seen[START:], strict=False):
         assert seen in {min(k + lag, n_chunks) for lag in LAGS}
-    waits = list(zip(queries.positions, queries.limits, queries.targets, strict=True))[queries.n_text :]
-    assert len({limit for _, limit, _ in waits}) == len(waits)
-    for position, limit, target in waits:
+    waits = list(zip(queries.positions, queries.seen, queries.targets, strict=True))[queries.n_text :]
+    assert len({seen for _, seen, _ in waits}) == len(waits)
+    for position, seen, target in waits:
         assert target == EOT
-        said = sum(k * tau - 1 <= limit for k in due)
-        assert position == START + said
-    assert max(queries.limits) <= n_chunks * tau - 1
+        assert position == START + sum(k <= seen for k in due)
+    assert max(queries.seen) <= n_chunks
 
 
 def test_words_out_of_order_stay_in_the_order_of_the_text() -> None:
     queries = plan(example(2.0, 1.5, 0.2, 1.9), PREFIX, EOT, 10, 0.0, cuts=0, rng=FirstChoice())
-    assert queries.limits[START:4] == [79, 79, 99]
+    assert queries.seen[START:4] == [8, 8, 10]
 
 
 def test_what_says_nothing_waits_everywhere() -> None:
     queries = plan(example(1.0), PREFIX, EOT, 10, 0.1, cuts=9, rng=FirstChoice())
     assert queries.targets == [IGNORED, EOT, *[EOT] * 5]
-    assert queries.limits[2:] == [9, 19, 29, 39, 49]
+    assert queries.seen[2:] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

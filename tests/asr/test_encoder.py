@@ -1,11 +1,11 @@
-"""The block-causal encoder: a stream, a masked pass and, with nothing masked, Whisper's own."""
+"""The block-causal encoder: a stream, the same all at once and, with nothing masked, Whisper's own."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from asr.checkpoint import Whisper
-from asr.encoder import FRAME_LOOKAHEAD, MEL_PER_FRAME, Encoder, EncoderState, block_causal_mask
+from asr.encoder import FRAME_LOOKAHEAD, MEL_PER_FRAME, Encoder, EncoderState, frame_blocks
 from tests.contract import CHECKS, Check, Outputs, Subject
 
 
@@ -13,7 +13,7 @@ class EncoderSubject(Subject):
     def __init__(self, encoder: Encoder, block: int) -> None:
         self.stage = encoder
         self.block = block
-        self.n = self.longest = MEL_PER_FRAME * 4 * block + 7  # four blocks, and a rest
+        self.n = self.longest = MEL_PER_FRAME * 9 * block + 7  # nine blocks, and a rest
 
     def inputs(self, rows: int, seed: int) -> Tensor:
         return torch.randn(rows, 80, self.n, generator=torch.Generator().manual_seed(seed))
@@ -26,12 +26,14 @@ class EncoderSubject(Subject):
 
     @torch.no_grad()
     def step(self, x: Tensor, state: EncoderState, rows: Tensor) -> list[Outputs]:
-        features, _ = self.stage.step(x, state, rows)
-        return [list(row) for row in features]
+        """Only what is settled: the features of the newest block will be replaced."""
+        features, _, _ = self.stage.step(x, state, rows)
+        settled = features.shape[1] - int(state.newest_fill[rows[0]])
+        return [list(row[: max(0, settled)]) for row in features]
 
     def due(self, i: int, output: Tensor) -> int:
-        """A frame waits for the last one of its block."""
-        last = (i + FRAME_LOOKAHEAD) // self.block * self.block + self.block - FRAME_LOOKAHEAD - 1
+        """A frame settles with the last one of the block behind its own."""
+        last = (i + FRAME_LOOKAHEAD) // self.block * self.block + 2 * self.block - FRAME_LOOKAHEAD - 1
         return super().due(last, output)
 
 
@@ -43,32 +45,52 @@ def test_contract(tiny: Whisper, block: int, check: Check) -> None:
 
 @pytest.mark.parametrize("block", [1, 5, 15, 50])
 @torch.no_grad()
-def test_masked_forward_equals_the_stream(tiny: Whisper, block: int) -> None:
+def test_all_at_once_equals_the_stream(tiny: Whisper, block: int) -> None:
     encoder, n_blocks = tiny.encoder, 4
     n_frames = n_blocks * block - FRAME_LOOKAHEAD
     mel = torch.randn(2, 80, MEL_PER_FRAME * n_frames + 1, generator=torch.Generator().manual_seed(0))
-    streamed, _ = encoder.step(mel, encoder.init_state(2, block), torch.arange(2))
-    # an odd frame more than the masked pass takes: its last frame's right neighbour is padding
-    mask = block_causal_mask(n_frames + 1, block)
-    masked = encoder(torch.cat([mel, torch.zeros(2, 80, 1)], dim=2), mask)[:, :n_frames]
-    torch.testing.assert_close(streamed, masked, atol=1e-4, rtol=1e-4)
-
-
-def test_blocks_end_one_frame_before_their_chunk() -> None:
-    mask = block_causal_mask(8, tau=3)
-    last_seen = [row.nonzero().max().item() for row in mask]
-    assert last_seen == [1, 1, 4, 4, 4, 7, 7, 7]
-    assert bool(mask[:, 0].all())
+    state, rows = encoder.init_state(2, block), torch.arange(2)
+    settled, provisional = torch.zeros(2, 0, 8), []
+    for part in mel.split(2 * block, dim=2):
+        features, replaced, _ = encoder.step(part, state, rows)
+        if features.shape[1]:
+            kept = settled.shape[1] - replaced
+            settled = torch.cat([settled[:, :kept], features], 1) if kept else features
+            provisional.append(features[:, replaced:])
+    # An odd mel frame more than the pass at once takes: its last frame's right neighbour is padding.
+    at_once, guessed = encoder.forward_blocks(torch.cat([mel, torch.zeros(2, 80, 1)], dim=2), block)
+    newest = int(state.newest_fill[0])
+    torch.testing.assert_close(settled[:, :-newest], at_once[:, : n_frames - newest], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(provisional, 1), guessed[:, :n_frames], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(at_once[:, : n_frames - newest], guessed[:, : n_frames - newest], atol=1e-2)
 
 
 @torch.no_grad()
-def test_full_mask_equals_openai_whisper(tiny_en: Whisper, openai_tiny_en) -> None:
+def test_many_blocks_in_one_step_leave_what_single_steps_leave(tiny: Whisper) -> None:
+    encoder, rows = tiny.encoder, torch.arange(1)
+    mel = torch.randn(1, 80, 81, generator=torch.Generator().manual_seed(0))
+    state = encoder.init_state(1, 5)
+    features, replaced, _ = encoder.step(mel, state, rows)
+    single = encoder.init_state(1, 5)
+    for part in mel.split(7, dim=2):
+        newest, _, _ = encoder.step(part, single, rows)
+    assert replaced == 0 and features.shape[1] == 39
+    torch.testing.assert_close(features[:, -newest.shape[1] :], newest, atol=1e-4, rtol=1e-4)
+    assert encoder.phase(state, 0) == encoder.phase(single, 0)
+
+
+def test_blocks_end_one_frame_before_their_chunk() -> None:
+    assert frame_blocks(8, tau=3).tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@torch.no_grad()
+def test_everything_in_sight_equals_openai_whisper(tiny_en: Whisper, openai_tiny_en) -> None:
     mel = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0)) * 0.5
     expected = openai_tiny_en.encoder(mel)
-    n_frames = expected.shape[1]
-    everything = torch.ones(1, 1, n_frames, n_frames, dtype=torch.bool)
     torch.testing.assert_close(tiny_en.encoder(mel), expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(tiny_en.encoder(mel, everything), expected, atol=1e-4, rtol=1e-4)
+    # A stream whose block is the whole window sees everything, too.
+    _, whole = tiny_en.encoder.forward_blocks(mel, expected.shape[1] + FRAME_LOOKAHEAD)
+    torch.testing.assert_close(whole, expected, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -78,8 +100,8 @@ def test_streams_with_other_block_sizes_share_a_state(tiny: Whisper) -> None:
     shared = encoder.init_state(2)
     for row, block in ((0, 5), (1, 20)):
         encoder.reset(shared, torch.tensor([row]), block)
-        alone, _ = encoder.step(mel[row : row + 1], encoder.init_state(1, block), torch.tensor([0]))
-        beside, _ = encoder.step(mel[row : row + 1], shared, torch.tensor([row]))
+        alone, _, _ = encoder.step(mel[row : row + 1], encoder.init_state(1, block), torch.tensor([0]))
+        beside, _, _ = encoder.step(mel[row : row + 1], shared, torch.tensor([row]))
         torch.testing.assert_close(beside, alone)
 
 

