@@ -44,7 +44,7 @@ class LongForm:
         return Trace("joined", self.steps[-1].audio_ms / 1_000 if self.steps else 0.0, tuple(self.steps))
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON object; what was not measured is absent."""
+        """A JSON object; what was not measured is absent: of a session that was ended at once, everything."""
         tenths, joined, alone = self.tenths(), self._joined_rates(), self._alone_rates()
         values = {
             "minutes": round(self.trace.audio_s / 60, 3),
@@ -55,7 +55,7 @@ class LongForm:
             "drift": _drift(tenths),
             "tenths": tenths,
         }
-        return {key: value for key, value in values.items() if value != {}}
+        return {key: value for key, value in values.items() if value}
 
     def tenths(self) -> list[dict[str, Any]]:
         """The numbers of each tenth of the audio, the first one first; memory is that at its end.
@@ -89,21 +89,23 @@ class LongForm:
     def table(self) -> Table:
         """The numbers for people."""
         values = self.as_json()
-        table = Table("measure", title=f"{values['clips']} clips joined, {values['minutes']:.1f} minutes")
+        joined, alone = values.get("joined", {}), values.get("alone", {})
+        difference = values.get("difference_points", {})
+        title = f"{len(self.said)} clips joined, {self.trace.audio_s / 60:.1f} minutes"
+        table = Table("measure", title=title)
         for heading in ("joined", "one by one", "difference"):
             table.add_column(heading, justify="right")
         for key, name in (("wer", "WER, streaming"), ("final_wer", "WER, finals")):
-            if key in values["joined"]:
-                alone, difference = values.get("alone", {}), values.get("difference_points", {})
+            if key in joined:
                 table.add_row(
                     name,
-                    f"{values['joined'][key]:.2%}",
+                    f"{joined[key]:.2%}",
                     f"{alone[key]:.2%}" if key in alone else "",
                     f"{difference[key]:+.2f} points" if key in difference else "",
                 )
         table.add_section()
         table.add_row("", "first tenth", "last tenth", "", style="bold")
-        for _, name, unit, first, last in _ends(values["tenths"]):
+        for _, name, unit, first, last in _ends(values.get("tenths", [])):
             table.add_row(name, f"{first:.0f} {unit}", f"{last:.0f} {unit}", f"{last - first:+.0f} {unit}")
         return table
 
@@ -190,7 +192,8 @@ def measure(
         if (now_mb := memory_mb()) is not None:
             heard.memory_mb.append((n_heard / SAMPLE_RATE, now_mb))
         progress(n_heard / SAMPLE_RATE, 60 * minutes, "joined")
-    session.receive_samples(rest)
+    if len(rest):
+        session.receive_samples(rest)
     session.finish()
     heard.steps.append(_answer(engine, session, n_heard + len(rest)))
     if not any(isinstance(event, Closed) for event in heard.steps[-1].events):
