@@ -126,15 +126,22 @@ class Decoder(nn.Module):
             state.audio.write(i, rows, k, v)
         state.audio.advance(rows, features.shape[1])
 
-    def logits(self, tokens: Tensor, state: DecoderState, rows: Tensor) -> Tensor:
+    def logits(
+        self, tokens: Tensor, state: DecoderState, rows: Tensor, audio_rows: Tensor | None = None
+    ) -> Tensor:
         """Appends `tokens` (B, u) and returns the logits (B, u, V) of what follows each of them.
 
         Every token sees all audio heard so far. A row with fewer than u tokens is padded on the right
         and rewound by the caller: later positions never influence earlier ones.
+
+        Args:
+            rows: (B,) rows of the text.
+            audio_rows: (B,) what each of them listens to, where several texts are made of the same audio.
         """
+        audio_rows = rows if audio_rows is None else audio_rows
         before = state.text.lengths[rows]
         positions = before[:, None] + torch.arange(tokens.shape[1])  # (B, u)
-        audio_limits = state.audio.lengths[rows][:, None].expand_as(positions)
+        audio_limits = state.audio.lengths[audio_rows][:, None].expand_as(positions)
         x = self.token_embedding(tokens) + self.positional_embedding[positions.to(tokens.device)]
         for i, block in enumerate(self.blocks):
             normed = block.attn_ln(x)
@@ -144,7 +151,7 @@ class Decoder(nn.Module):
             )
             x = x + block.attn.merge(heads)
             q = block.cross_attn.queries(block.cross_attn_ln(x))
-            heads = limit_cross_attention(q, state.audio.k[i], state.audio.v[i], rows, audio_limits)
+            heads = limit_cross_attention(q, state.audio.k[i], state.audio.v[i], audio_rows, audio_limits)
             x = block.feed(x + block.cross_attn.merge(heads))
         state.text.advance(rows, tokens.shape[1])
         return self.project(self.ln(x)).float()

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from asr.audio import SAMPLE_RATE
+from asr.beam import StreamSearch
+from asr.biasing import UNGUIDED, Guidance
 from asr.checkpoint import Whisper
 from asr.encoder import SAMPLES_PER_FRAME
 from asr.mel import LogMel
-from asr.search import GreedySearch
-from asr.timing import TimedWord, timed_words
+from asr.timing import TimedWord, calibration, timed_words
 
 WINDOW_SECONDS = 30
 MAX_TOKENS = 224  # as openai-whisper
@@ -31,19 +32,37 @@ class OfflineDecoder:
         self.mel = LogMel(model.device)
         vocabulary = model.vocabulary
         suppress = tuple(vocabulary.tokenizer.non_speech_tokens)
-        self.search = GreedySearch(model.decoder, vocabulary, suppress=suppress)
+        self.search = StreamSearch(model.decoder, vocabulary, suppress=suppress)
         self._state = self.search.init_state(1)
         self._row = torch.tensor([0])
 
     @torch.no_grad()
-    def transcribe(self, samples: Tensor) -> list[TimedWord]:
-        """(n,) samples, at most 30 s -> words with times in seconds; empty where the model is not sure of any."""
+    def features(self, samples: Tensor) -> Tensor:
+        """(n,) samples, at most 30 s -> (1, T, d) features of them and the silence behind them."""
         window = WINDOW_SECONDS * SAMPLE_RATE
         assert len(samples) <= window
         mel = self.mel.offline(pad(samples, (0, window - len(samples)))[None].to(self.model.device))
-        self.search.reset(self._state, self._row)
-        (said,), _ = self.search.step(self.model.encoder(mel), self._state, self._row, MAX_TOKENS)
+        return self.model.encoder(mel)
+
+    @torch.no_grad()
+    def transcribe(self, samples: Tensor, guidance: Guidance = UNGUIDED) -> list[TimedWord]:
+        """(n,) samples, at most 30 s -> words with times in seconds; empty where the model is not sure of any."""
+        self.search.reset(
+            self._state,
+            self._row,
+            prefixes=[(*guidance.prompt, *self.model.vocabulary.prefix)],
+            hotwords=[guidance.hotwords],
+            widths=[guidance.beam],
+        )
+        (said,), _ = self.search.step(self.features(samples), self._state, self._row, MAX_TOKENS)
         if not said.tokens or sum(said.logprobs) / len(said.logprobs) < MIN_LOGPROB:
             return []
         heard = self.model.decoder.heard(self._state.decoder, 0)
-        return timed_words(self.model, heard, list(said.tokens), max(1, len(samples) // SAMPLES_PER_FRAME))
+        return timed_words(
+            self.model,
+            heard,
+            list(said.tokens),
+            max(1, len(samples) // SAMPLES_PER_FRAME),
+            samples=samples,
+            calibrate=calibration(self.model.dims, "full"),
+        )

@@ -1,15 +1,18 @@
-"""Greedy search that can be taken up again whenever more audio has been heard.
+"""Search that can be taken up again whenever more audio has been heard, and the greedy way to do it.
 
 EOT means "wait for audio": it ends the work on a chunk and is never stored. When new audio comes, the newest
 tokens are scored again, and one that no longer holds is decoded anew (CarelessWhisper, arXiv 2508.12301,
 section 4: the result stays what decoding the longer audio from the start would give).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from asr.biasing import Hotwords
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder, DecoderState
 
@@ -17,6 +20,7 @@ from asr.decoder import Decoder, DecoderState
 MAX_REPEATS = 3  # of a phrase
 MAX_WORD_REPEATS = 8  # of one or two tokens
 LONGEST_LOOP = 8  # tokens
+FED_AGAIN = 3  # tokens of a prefix
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Hypothesis:
 
 
 @dataclass
-class _Row:
-    """Search state of one stream, changed in place by `GreedySearch.step`."""
+class Row:
+    """Search state of one stream, changed in place by a search's `step`."""
 
     prefix: tuple[int, ...]  # special tokens and prompt, in front of `tokens`
     tokens: list[int] = field(default_factory=list)
@@ -39,6 +43,14 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
     stable: int = 0
+    hotwords: Hotwords | None = None
+
+    def begin(self, prefix: tuple[int, ...], settled: Sequence[int], hotwords: Hotwords | None) -> None:
+        """Makes the row equal to a fresh one that begins with these settled tokens."""
+        self.cut(0)
+        for token in settled:
+            self.push(token, 0.0, 0.0, 0)
+        self.prefix, self.stable, self.hotwords = prefix, len(settled), hotwords
 
     def cut(self, length: int) -> None:
         for column in (self.tokens, self.logits, self.logprobs, self.frames):
@@ -50,18 +62,62 @@ class _Row:
         self.logprobs.append(logprob)
         self.frames.append(frame)
 
+    def favour(self, logits: Tensor, said: Sequence[int]) -> Tensor:
+        """Logits (V,) of what follows the tokens `said`, as this stream's listener would have them."""
+        return self.hotwords.favour(logits, said) if self.hotwords else logits
+
     def hypothesis(self) -> Hypothesis:
         return Hypothesis(tuple(self.tokens), tuple(self.logprobs), tuple(self.frames), self.stable)
 
 
 @dataclass(frozen=True)
 class SearchState:
-    rows: list[_Row]
+    rows: Sequence[Row]
     decoder: DecoderState
 
 
-class GreedySearch:
-    """Greedy decoding with the stability check, batched over streams that are out of step.
+class Search(Protocol):
+    """Decoding that goes on whenever audio comes, batched over streams that are out of step."""
+
+    def init_state(self, rows: int) -> SearchState: ...
+
+    def reset(
+        self,
+        state: SearchState,
+        rows: Tensor,
+        tokens: list[list[int]] | None = None,
+        prefixes: list[tuple[int, ...]] | None = None,
+        hotwords: Sequence[Hotwords | None] | None = None,
+    ) -> None:
+        """Makes `rows` equal to fresh ones that begin with the given settled `tokens`.
+
+        Args:
+            prefixes: what stands in front of each row's tokens, instead of the vocabulary's prefix.
+            hotwords: what each row favours.
+        """
+
+    def step(
+        self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int, replaced: int = 0
+    ) -> tuple[list[Hypothesis], SearchState]:
+        """Hears new features and decodes until every stream waits for audio.
+
+        Args:
+            features: (B, T, d) encoder frames of `rows`; the first `replaced` of them take the place of the
+                newest that were heard, the others are new.
+            state: of all streams; the rows stepping are updated in place.
+            rows: (B,) rows stepping.
+            max_tokens: bound of new tokens per stream; what is left over is decoded with the next audio.
+        """
+
+    def hypotheses(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
+        """What `rows` have said so far."""
+
+    def settle(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
+        """Declares everything decoded so far final, at the end of an utterance."""
+
+
+class Decoding:
+    """What all searches share: feeding the decoder, and when a hypothesis must end.
 
     Args:
         decoder: the scorer.
@@ -79,7 +135,7 @@ class GreedySearch:
         self._suppress = torch.tensor(suppress, dtype=torch.int64)
 
     def init_state(self, rows: int) -> SearchState:
-        fresh = [_Row(self.vocabulary.prefix) for _ in range(rows)]
+        fresh = [Row(self.vocabulary.prefix) for _ in range(rows)]
         return SearchState(fresh, self.decoder.init_state(rows))
 
     def reset(
@@ -88,48 +144,65 @@ class GreedySearch:
         rows: Tensor,
         tokens: list[list[int]] | None = None,
         prefixes: list[tuple[int, ...]] | None = None,
+        hotwords: Sequence[Hotwords | None] | None = None,
     ) -> None:
-        """Makes `rows` equal to fresh ones that begin with the given settled `tokens`.
-
-        Args:
-            prefixes: what stands in front of each row's tokens, instead of the vocabulary's prefix.
-        """
         self.decoder.reset(state.decoder, rows)
         for i, row in enumerate(rows.tolist()):
-            settled = tokens[i] if tokens else []
             prefix = prefixes[i] if prefixes else self.vocabulary.prefix
-            n = len(settled)
-            state.rows[row] = _Row(prefix, list(settled), [0.0] * n, [0.0] * n, [0] * n, stable=n)
+            state.rows[row].begin(prefix, tokens[i] if tokens else (), hotwords[i] if hotwords else None)
+
+    def hypotheses(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
+        return [state.rows[row].hypothesis() for row in rows.tolist()]
+
+    def settle(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
+        for row in rows.tolist():
+            state.rows[row].stable = len(state.rows[row].tokens)
+        return self.hypotheses(state, rows)
+
+    def _feed(
+        self, feeds: list[list[int]], state: SearchState, rows: Tensor, audio_rows: Tensor | None = None
+    ) -> Tensor:
+        """Runs the decoder over rows of different numbers of tokens; (B, u, V) with EOT the last id."""
+        longest = max(map(len, feeds))
+        padded = torch.tensor([feed + [0] * (longest - len(feed)) for feed in feeds])
+        logits = self.decoder.logits(
+            padded.to(self.decoder.ln.weight.device), state.decoder, rows, audio_rows
+        )
+        state.decoder.text.rewind(rows, torch.tensor([longest - len(feed) for feed in feeds]))
+        logits = logits[..., : self.vocabulary.eot + 1]
+        logits[..., self._suppress] = -torch.inf
+        return logits
+
+    @staticmethod
+    def _first_fed(row: Row, n_fed: int) -> int:
+        """Where feeding begins when new audio has come: at the newest settled token, which judges the next.
+
+        Until something has settled the prefix hears the audio again, but not the prompt in front of it.
+        """
+        n = len(row.prefix)
+        return min(n_fed, n + row.stable - 1 if row.stable else max(0, n - FED_AGAIN))
+
+    def _full(self, row: Row, n_tokens: int) -> bool:
+        # Half of the context, as openai-whisper: beside another row this one may be padded by as many tokens.
+        return 2 * (len(row.prefix) + n_tokens) >= self.decoder.dims.n_text_ctx
+
+
+class GreedySearch(Decoding):
+    """Greedy decoding with the stability check."""
 
     def step(
         self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int, replaced: int = 0
     ) -> tuple[list[Hypothesis], SearchState]:
-        """Hears new features and decodes until every stream waits for audio.
-
-        Args:
-            features: (B, T, d) encoder frames of `rows`; the first `replaced` of them take the place of the
-                newest that were heard, the others are new.
-            state: of all streams; the rows stepping are updated in place.
-            rows: (B,) rows stepping.
-            max_tokens: bound of new tokens per stream; what is left over is decoded with the next audio.
-        """
         self.decoder.listen(features, state.decoder, rows, replaced)
         waiting = self._rescore(state, rows)
         for _ in range(max_tokens):
             waiting = self._extend(waiting, state)
             if not waiting:
                 break
+        for row in rows.tolist():  # whatever comes, these will not be looked at again
+            stream = state.rows[row]
+            stream.stable = max(stream.stable, len(stream.tokens) - self.unsettled)
         return self.hypotheses(state, rows), state
-
-    def hypotheses(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
-        """What `rows` have said so far."""
-        return [state.rows[row].hypothesis() for row in rows.tolist()]
-
-    def settle(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
-        """Declares everything decoded so far final, at the end of an utterance."""
-        for row in rows.tolist():
-            state.rows[row].stable = len(state.rows[row].tokens)
-        return self.hypotheses(state, rows)
 
     def _rescore(self, state: SearchState, rows: Tensor) -> dict[int, Tensor]:
         """Feeds the unsettled tokens again; returns each row's logits (V,) for its next token."""
@@ -137,27 +210,27 @@ class GreedySearch:
         feeds, first_checked = [], []
         for row in rows.tolist():
             stream = state.rows[row]
-            prefix = len(stream.prefix)
-            checked = max(stream.stable, len(stream.tokens) - self.unsettled)
-            stream.stable = checked
+            prefix, checked = len(stream.prefix), stream.stable
             # The logits that judge token `checked` come from the position before it.
-            start = min(int(cache.lengths[row]), prefix + checked - 1) if checked else 0
+            start = self._first_fed(stream, int(cache.lengths[row]))
             cache.lengths[row] = start
             feeds.append([*stream.prefix, *stream.tokens][start:])
             first_checked.append(prefix + checked - 1 - start)
         logits = self._feed(feeds, state, rows)
-        best, normalisers = logits.argmax(-1).tolist(), logits.logsumexp(-1).tolist()
+        normalisers = logits.logsumexp(-1).tolist()
         waiting = {}
         for i, row in enumerate(rows.tolist()):
             stream, position = state.rows[row], first_checked[i]
             for j in range(stream.stable, len(stream.tokens)):
                 token = stream.tokens[j]
-                logit = float(logits[i, position, token])
-                if best[i][position] != token and logit < stream.logits[j]:
+                favoured = stream.favour(logits[i, position], stream.tokens[:j])
+                logit = float(favoured[token])
+                if logit < stream.logits[j] and int(favoured.argmax()) != token:
                     cache.lengths[row] -= len(stream.tokens) - j
                     stream.cut(j)
                     break
-                stream.logits[j], stream.logprobs[j] = logit, logit - normalisers[i][position]
+                stream.logits[j] = logit
+                stream.logprobs[j] = float(logits[i, position, token]) - normalisers[i][position]
                 position += 1
             waiting[row] = logits[i, position]
         return waiting
@@ -165,36 +238,26 @@ class GreedySearch:
     def _extend(self, waiting: dict[int, Tensor], state: SearchState) -> dict[int, Tensor]:
         """Appends one token to every row whose best continuation is not EOT."""
         scores = torch.stack(list(waiting.values()))
-        best, normaliser = scores.argmax(-1).tolist(), scores.logsumexp(-1).tolist()
+        favoured = torch.stack(
+            [state.rows[row].favour(own, state.rows[row].tokens) for row, own in waiting.items()]
+        )
+        best, normaliser = favoured.argmax(-1).tolist(), scores.logsumexp(-1).tolist()
         going = []
         for i, row in enumerate(waiting):
             stream, token = state.rows[row], best[i]
-            if token == self.vocabulary.eot or _is_loop([*stream.tokens, token]) or self._full(stream):
+            full = self._full(stream, len(stream.tokens))
+            if token == self.vocabulary.eot or is_loop([*stream.tokens, token]) or full:
                 continue
-            logit = float(scores[i, token])
-            stream.push(token, logit, logit - normaliser[i], int(state.decoder.audio.lengths[row]))
+            frame, logprob = int(state.decoder.audio.lengths[row]), float(scores[i, token]) - normaliser[i]
+            stream.push(token, float(favoured[i, token]), logprob, frame)
             going.append(row)
         if not going:
             return {}
         logits = self._feed([state.rows[row].tokens[-1:] for row in going], state, torch.tensor(going))
         return {row: logits[i, 0] for i, row in enumerate(going)}
 
-    def _feed(self, feeds: list[list[int]], state: SearchState, rows: Tensor) -> Tensor:
-        """Runs the decoder over rows of different numbers of tokens; (B, u, V) with EOT the last id."""
-        longest = max(map(len, feeds))
-        padded = torch.tensor([feed + [0] * (longest - len(feed)) for feed in feeds])
-        logits = self.decoder.logits(padded.to(self.decoder.ln.weight.device), state.decoder, rows)
-        state.decoder.text.rewind(rows, torch.tensor([longest - len(feed) for feed in feeds]))
-        logits = logits[..., : self.vocabulary.eot + 1]
-        logits[..., self._suppress] = -torch.inf
-        return logits
 
-    def _full(self, stream: _Row) -> bool:
-        # Half of the context, as openai-whisper: beside another row this one may be padded by as many tokens.
-        return 2 * (len(stream.prefix) + len(stream.tokens)) >= self.decoder.dims.n_text_ctx
-
-
-def _is_loop(tokens: list[int]) -> bool:
+def is_loop(tokens: list[int]) -> bool:
     """Whether the newest tokens repeat what stands before them too often."""
     for n in range(1, LONGEST_LOOP + 1):
         times = 1 + (MAX_WORD_REPEATS if n <= 2 else MAX_REPEATS)

@@ -1,106 +1,10 @@
 """Greedy search over scripted scorers: what it stores, revises, settles and refuses."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 import torch
-from torch import Tensor
 
-from asr.cache import KVCache
-from asr.checkpoint import Vocabulary
-from asr.decoder import DecoderState
-from asr.search import LONGEST_LOOP, MAX_REPEATS, MAX_WORD_REPEATS, GreedySearch, Hypothesis, SearchState
-
-N_TOKENS = 10  # 0..9 are text
-EOT = 10
-PREFIX = (11, 12)
-TEXT_CTX = 80
-
-Script = Callable[[list[int], list[int]], list[float]]  # (text tokens, audio) -> logits of what follows
-
-
-class ScriptedDecoder:
-    """A decoder whose frames are integers and whose logits a script tells; caches and padding are real."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.n_fed = 0
-        self.ln = torch.nn.LayerNorm(1).requires_grad_(False)
-        self.dims = Dims(TEXT_CTX)
-
-    def init_state(self, rows: int) -> DecoderState:
-        like = self.ln.weight
-        return DecoderState(
-            audio=KVCache.allocate(1, rows, 1, 100, 1, like),
-            text=KVCache.allocate(1, rows, 1, TEXT_CTX, 1, like),
-        )
-
-    def reset(self, state: DecoderState, rows: Tensor) -> None:
-        state.audio.free(rows)
-        state.text.free(rows)
-
-    def listen(self, features: Tensor, state: DecoderState, rows: Tensor) -> None:
-        state.audio.write(0, rows, features[:, None], features[:, None])
-        state.audio.advance(rows, features.shape[1])
-
-    def logits(self, tokens: Tensor, state: DecoderState, rows: Tensor) -> Tensor:
-        self.n_fed += 1
-        state.text.write(0, rows, tokens[:, None, :, None].float(), tokens[:, None, :, None].float())
-        before = state.text.lengths[rows].tolist()
-        state.text.advance(rows, tokens.shape[1])
-        out = torch.full(
-            (*tokens.shape, EOT + 1 + len(PREFIX)), 99.0
-        )  # specials beyond EOT always score best
-        for i, row in enumerate(rows.tolist()):
-            said, heard = contents(state.text, row), contents(state.audio, row)
-            for t in range(tokens.shape[1]):
-                text = said[len(PREFIX) : before[i] + t + 1]
-                out[i, t, : EOT + 1] = torch.tensor(self.script(text, heard))
-        return out
-
-
-@dataclass(frozen=True)
-class Dims:
-    n_text_ctx: int
-
-
-def contents(cache: KVCache, row: int) -> list[int]:
-    return cache.k[0, row, 0, : int(cache.lengths[row]), 0].int().tolist()
-
-
-def favour(token: int, by: float = 5.0) -> list[float]:
-    return [by if i == token else 0.0 for i in range(EOT + 1)]
-
-
-def dictation(text: list[int], heard: list[int]) -> list[float]:
-    """Each frame says its number; 0 is silence. What has been said is not looked at, but counted."""
-    spoken = [frame for frame in heard if frame]
-    return favour(spoken[len(text)] if len(text) < len(spoken) else EOT)
-
-
-def whim(text: list[int], heard: list[int]) -> list[float]:
-    """Another opinion with every token and every eight frames, and often EOT."""
-    g = torch.Generator().manual_seed(hash((*text, -1, heard[0], len(heard) // 8)) % 2**31)
-    logits = torch.randn(EOT + 1, generator=g)
-    logits[EOT] += 1
-    return logits.tolist()
-
-
-def search_over(script: Script, **options) -> GreedySearch:
-    return GreedySearch(ScriptedDecoder(script), Vocabulary(None, PREFIX, EOT), **options)
-
-
-def frames(*numbers: int) -> Tensor:
-    """One stream's features (1, T, 1)."""
-    return torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1)
-
-
-def hear(
-    search: GreedySearch, state: SearchState, *numbers: int, row: int = 0, max_tokens: int = 20
-) -> Hypothesis:
-    (hypothesis,), _ = search.step(frames(*numbers), state, torch.tensor([row]), max_tokens)
-    return hypothesis
+from asr.search import LONGEST_LOOP, MAX_REPEATS, MAX_WORD_REPEATS, Hypothesis
+from tests.asr.scripted import EOT, PREFIX, TEXT_CTX, dictation, favour, frames, hear, search_over, whim
 
 
 def test_says_what_it_hears_and_then_waits() -> None:
@@ -178,8 +82,8 @@ def test_promises_hold_whatever_the_scorer_thinks(seed: int, unsettled: int) -> 
     for n in torch.randint(1, 5, (25,), generator=torch.Generator().manual_seed(seed)).tolist():
         said = hear(search, state, *[seed] * n, max_tokens=max_tokens)
         assert said.stable >= before.stable
-        assert said.stable >= len(before.tokens) - unsettled
-        assert said.tokens[: said.stable] == before.tokens[: said.stable]
+        assert said.tokens[: before.stable] == before.tokens[: before.stable]
+        assert said.stable >= len(said.tokens) - unsettled
         assert len(said.tokens) <= len(before.tokens) + max_tokens
         assert len(said.tokens) == len(said.logprobs) == len(said.frames)
         assert all(token < EOT and token != 3 for token in said.tokens)
@@ -286,3 +190,20 @@ def test_only_new_tokens_are_fed() -> None:
     assert decoder.n_fed == 1
     hear(search, state, 6, 7)
     assert decoder.n_fed == 1 + 3
+
+
+def test_newest_frames_may_be_replaced() -> None:
+    """What was provisional is heard anew, and what was said of it is put right."""
+    search = search_over(dictation)
+    state = search.init_state(1)
+    assert hear(search, state, 1, 2, 7).tokens == (1, 2, 7)
+    assert hear(search, state, 3, 4, replaced=1).tokens == (1, 2, 3, 4)
+    assert int(state.decoder.audio.lengths[0]) == 4
+
+
+def test_what_will_not_be_looked_at_again_is_settled_at_once() -> None:
+    search = search_over(dictation, unsettled=2)
+    state = search.init_state(1)
+    assert hear(search, state, 1, 2, 3, 4, 5).stable == 3
+    assert hear(search, state, 6).stable == 4
+    assert hear(search, state, 0).stable == 4

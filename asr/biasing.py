@@ -1,0 +1,141 @@
+"""What a listener knows beforehand: a prompt that sets the scene, and words that are likely to be said.
+
+Words are favoured as in shallow fusion with a prefix tree (Zhao et al., Interspeech 2019): every token on the way
+through a phrase earns a bonus, and a phrase that is left unfinished gives back what it has earned.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # a client's options are checked without loading a model's code
+    from asr.checkpoint import Vocabulary
+
+MAX_BEAM = 8
+MAX_PROMPT_TOKENS = 100  # of the decoder's 448: the words of a window must fit, too
+MAX_PROMPT_CHARS = 2000
+MAX_HOTWORDS = 500
+MAX_HOTWORD_CHARS = 60
+DEFAULT_BOOST = 2.0  # nats per token
+MAX_BOOST = 10.0
+
+
+def prompt_tokens(vocabulary: "Vocabulary", prompt: str) -> tuple[int, ...]:
+    """What stands before the usual prefix when `prompt` was said before: its last 100 tokens at most, or nothing.
+
+    The form is Whisper's (arXiv 2212.04356, section 2.3): `<|startofprev|>` and the text.
+    """
+    words = " ".join(prompt.split())
+    if not words:
+        return ()
+    tokens = vocabulary.tokenizer.encode(" " + words)[-MAX_PROMPT_TOKENS:]
+    return (vocabulary.tokenizer.sot_prev, *tokens)
+
+
+def checked_hotwords(words: Iterable[str]) -> tuple[str, ...]:
+    """The words without surrounding space, empty ones and repetitions; ValueError with one line for bad ones."""
+    clean = tuple(dict.fromkeys(filter(None, (" ".join(word.split()) for word in words))))
+    if len(clean) > MAX_HOTWORDS:
+        raise ValueError(f"hotwords may be {MAX_HOTWORDS} at most, not {len(clean)}")
+    for word in clean:
+        if len(word) > MAX_HOTWORD_CHARS:
+            raise ValueError(
+                f"a hotword may have {MAX_HOTWORD_CHARS} characters, not {len(word)}: {word[:20]}..."
+            )
+        if not any(char.isalnum() for char in word):
+            raise ValueError(f"a hotword must have a letter or digit, not {word!r}")
+    return clean
+
+
+def read_hotwords(given: str) -> tuple[str, ...]:
+    """`one, two words` or `@FILE` with a word or phrase per line. Raises OSError or ValueError."""
+    if given.startswith("@"):
+        try:
+            return checked_hotwords(Path(given[1:]).read_text(encoding="utf-8").splitlines())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{given[1:]} is no text in UTF-8: hotwords are a word or phrase per line"
+            ) from error
+    return checked_hotwords(given.split(","))
+
+
+@dataclass
+class _Node:
+    """A place in the tree; `earned` is what must be given back where the phrase is left here."""
+
+    complete: bool = False  # a phrase ends here, and what it has earned is its own
+    earned: float = 0.0
+    children: dict[int, "_Node"] = field(default_factory=dict)
+    next_ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+
+class Hotwords:
+    """Phrases to be favoured: as they are written, in lower case and with a capital, at word beginnings only.
+
+    Args:
+        vocabulary: cuts the phrases into tokens.
+        phrases: at least one.
+        boost: bonus per token in nats.
+    """
+
+    def __init__(
+        self, vocabulary: "Vocabulary", phrases: Iterable[str], boost: float = DEFAULT_BOOST
+    ) -> None:
+        self.boost = boost
+        self._eot = vocabulary.eot
+        self._root = _Node()
+        for phrase in phrases:
+            for form in {phrase, phrase.lower(), phrase[:1].upper() + phrase[1:]}:
+                self._add(vocabulary.tokenizer.encode(" " + form))
+        self._finish(self._root)
+
+    def favour(self, logits: Tensor, said: Sequence[int]) -> Tensor:
+        """The logits (V,) of what follows the tokens `said`, with the bonus; the argument is left as it was."""
+        node = self._walk(said)
+        favoured = logits - node.earned
+        favoured[self._eot] = logits[self._eot]  # waiting for audio leaves no phrase
+        if node is not self._root:
+            favoured[self._root.next_ids] += self.boost
+        favoured[node.next_ids] = logits[node.next_ids] + self.boost
+        return favoured
+
+    def _walk(self, said: Sequence[int]) -> _Node:
+        node = self._root
+        for token in said:
+            node = node.children.get(token) or self._root.children.get(token) or self._root
+        return node
+
+    def _add(self, tokens: list[int]) -> None:
+        node = self._root
+        for token in tokens:
+            node = node.children.setdefault(token, _Node())
+        node.complete = True
+
+    def _finish(self, node: _Node) -> None:
+        node.next_ids = torch.tensor(list(node.children), dtype=torch.int64)
+        for child in node.children.values():
+            child.earned = 0.0 if child.complete else node.earned + self.boost
+            self._finish(child)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How one stream wants to be decoded."""
+
+    beam: int = 1  # hypotheses, 1 to MAX_BEAM; 1 is greedy
+    prompt: tuple[int, ...] = ()  # tokens in front of the prefix
+    hotwords: Hotwords | None = None
+
+    @classmethod
+    def of(
+        cls, vocabulary: "Vocabulary", beam: int, prompt: str, hotwords: tuple[str, ...], boost: float
+    ) -> "Guidance":
+        favoured = Hotwords(vocabulary, hotwords, boost) if hotwords and boost else None
+        return cls(beam, prompt_tokens(vocabulary, prompt), favoured)
+
+
+UNGUIDED = Guidance()
