@@ -87,6 +87,11 @@ ChunkMs = Annotated[int, typer.Option(help="Audio per step: 100 to 1000 in steps
 SecondPass = Annotated[
     FinalPass, typer.Option("--final-pass", help="Whether the base model hears each utterance again.")
 ]
+Beam = Annotated[int, typer.Option(help="Hypotheses of the search, 1 to 8; 1 is greedy.")]
+Prompt = Annotated[str, typer.Option(help="What was said or written before; the second pass reads it.")]
+HotwordList = Annotated[
+    str, typer.Option("--hotwords", help="Words likely to be said: `Ada, Mont Blanc`, or @FILE, a line each.")
+]
 
 
 @app.callback()
@@ -204,16 +209,22 @@ def transcribe(
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
     final_pass: SecondPass = "full",
+    beam: Beam = 1,
+    prompt: Prompt = "",
+    hotwords: HotwordList = "",
     threads: Threads = None,
 ) -> None:
     """Write down what is said in a recording. Ctrl-C ends it early, with what was recognised so far."""
     from asr.audio import PcmDecoder, duration, stream_audio
+    from asr.biasing import read_hotwords
     from server import sources, terminal
     from server.transcribe import replacing
     from server.transcribe import transcribe as run
     from streaming.session import SessionOptions
 
-    session = SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass)
+    session = SessionOptions(
+        chunk_ms=chunk_ms, final_pass=final_pass, beam=beam, prompt=prompt, hotwords=read_hotwords(hotwords)
+    )
     if file == "-":
         length_s, audio = (
             None,
@@ -242,6 +253,11 @@ def serve(
     threads: Threads = None,
     chunk_ms: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
     final_pass: Annotated[FinalPass | None, typer.Option(help="Unless the client asks otherwise.")] = None,
+    beam: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Unless the client asks otherwise.")] = None,
+    hotwords: Annotated[
+        str | None, typer.Option(help="A list or @FILE; clients may bring their own.")
+    ] = None,
     tls_cert: Annotated[str | None, typer.Option(help="PEM file.")] = None,
     tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
     origins: Annotated[list[str] | None, typer.Option("--origin", help="Of a page that may connect.")] = None,
@@ -252,13 +268,15 @@ def serve(
 
     A key that clients must show is set with ASR_STREAM_API_KEY only: command lines can be read by others.
     """
+    from asr.biasing import read_hotwords
     from server.app import serve as run
     from server.config import Settings
     from server.terminal import tell
 
     given: dict[str, Any] = {
         "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
-        "chunk_ms": chunk_ms, "final_pass": final_pass, "tls_cert": tls_cert, "tls_key": tls_key,
+        "chunk_ms": chunk_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
+        "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
         "origins": origins and tuple(origins), "log_level": log_level, "log_format": log_format,
     }  # fmt: skip
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -278,11 +296,15 @@ def mic(
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
     final_pass: SecondPass = "full",
+    beam: Beam = 1,
+    prompt: Prompt = "",
+    hotwords: HotwordList = "",
     threads: Threads = None,
 ) -> None:
     """Show what is said into the microphone while it is said. A server's key is taken from ASR_STREAM_API_KEY."""
     import asyncio
 
+    from asr.biasing import read_hotwords
     from server.client import StreamClient
     from server.local import LocalClient
     from server.mic import check_input, input_devices, talk
@@ -293,12 +315,22 @@ def mic(
         return
     chosen = int(device) if device and device.isdecimal() else device
     check_input(chosen)
-    session = SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass)
+    session = SessionOptions(
+        chunk_ms=chunk_ms, final_pass=final_pass, beam=beam, prompt=prompt, hotwords=read_hotwords(hotwords)
+    )
 
     async def run() -> None:
         token = os.environ.get("ASR_STREAM_API_KEY")
         if url is not None:
-            remote = StreamClient(url, chunk_ms=chunk_ms, final_pass=final_pass, token=token)
+            remote = StreamClient(
+                url,
+                chunk_ms=chunk_ms,
+                final_pass=final_pass,
+                token=token,
+                beam=beam if beam > 1 else None,  # what is left out is as the server has it
+                prompt=prompt or None,
+                hotwords=session.hotwords or None,
+            )
             async with remote as client:
                 await talk(client, chosen)
         else:

@@ -51,6 +51,9 @@ class StreamClient:
         channels: int = 1,
         final_pass: str | None = None,
         token: str | None = None,
+        beam: int | None = None,
+        prompt: str | None = None,
+        hotwords: tuple[str, ...] | None = None,
         retries: int = 8,
     ) -> None:
         if encoding not in SAMPLE_BYTES:
@@ -58,6 +61,8 @@ class StreamClient:
         query = {"model": model, "chunk_ms": chunk_ms, "sample_rate": sample_rate, "encoding": encoding}
         query |= {"channels": channels, "final_pass": final_pass, "words": "true", "progress": "true"}
         self._url, self._token = with_query(url, query), token
+        wishes = {"beam": beam, "prompt": prompt, "hotwords": hotwords and list(hotwords)}
+        self._wishes = {name: wish for name, wish in wishes.items() if wish is not None}
         self._encoding = encoding
         self._frame_bytes = channels * SAMPLE_BYTES[encoding]  # one sample of every channel
         self._bytes_per_ms = sample_rate * self._frame_bytes / 1000
@@ -199,6 +204,8 @@ class StreamClient:
     async def _speak(self, socket: ClientConnection) -> None:
         """Says the tape, from what has no final yet to its end, and keepalives while nothing is said."""
         with contextlib.suppress(ConnectionClosed):  # seen where we listen
+            if self._wishes:
+                await socket.send(json.dumps({"type": "start", **self._wishes}))
             if self._tape.base_ms:
                 await socket.send(json.dumps({"type": "resume", "audio_ms": self._tape.base_ms}))
             number, said_ms = self._tape.first, float(self._tape.base_ms)

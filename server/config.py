@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from asr.biasing import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords
+
 
 class Settings(BaseSettings):
     """How the server runs. Raises pydantic's ValidationError (a ValueError) that names the wrong setting."""
@@ -25,6 +27,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1)  # of the model; None leaves it to torch
     chunk_ms: int = Field(300, ge=100, le=1000, multiple_of=20)  # unless the client asks otherwise
     final_pass: Literal["full", "none"] = "full"
+    beam: int = Field(1, ge=1, le=MAX_BEAM)  # unless the client asks otherwise, as what follows
+    prompt: str = Field("", max_length=MAX_PROMPT_CHARS)
+    hotwords: Annotated[tuple[str, ...], NoDecode] = ()
 
     max_frame_bytes: int = Field(2**20, ge=1024)
     max_backlog_s: float = Field(5.0, gt=0)  # audio not yet decoded, per session; then its socket is not read
@@ -35,11 +40,16 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("origins", mode="before")
+    @field_validator("origins", "hotwords", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """The environment gives origins as one string, separated by commas."""
+        """The environment gives lists as one string, separated by commas."""
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("hotwords")
+    @classmethod
+    def _checked(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_hotwords(value)
 
     @model_validator(mode="after")
     def _paired(self) -> Self:

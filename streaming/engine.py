@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from asr.audio import SAMPLE_RATE
+from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.offline import OfflineDecoder
 from asr.search import Hypothesis
@@ -36,6 +37,7 @@ class _Stream:
     session: Session
     row: int
     utterances: Utterances
+    guidance: Guidance
     utterance: int = 0
     shown: policy.Shown = field(default_factory=policy.Shown)
     received: int = 0  # samples taken from the session; the window may have heard silence beyond them
@@ -111,13 +113,16 @@ class Engine:
         Raises:
             Full: every slot is taken.
         """
+        guidance = Guidance.of(
+            self._vocabulary, options.beam, options.prompt, options.hotwords, options.hotword_boost
+        )
         with self._lock:
             if not self._free:
                 raise Full(f"all {self.slots} slots are taken; try again later")
             row = self._free.pop()
             session = Session(options, self._wake.set, notify)
             utterances = Utterances(samples_in(options.chunk_ms), self.endpoint)
-            self._streams.append(_Stream(session, row, utterances))
+            self._streams.append(_Stream(session, row, utterances, guidance))
         return session
 
     @property
@@ -188,7 +193,9 @@ class Engine:
             rows = torch.tensor([item.stream.row for item in group])
             if group[0].feed.fresh:
                 block = group[0].stream.session.options.block
-                self._recognizer.reset(self._state, rows, block, [list(item.carried) for item in group])
+                carried = [list(item.carried) for item in group]
+                guidance = [item.stream.guidance for item in group]
+                self._recognizer.reset(self._state, rows, block, carried, guidance)
             samples = torch.from_numpy(np.stack([item.feed.samples for item in group]))
             hypotheses, _ = self._recognizer.step(samples, self._state, rows)
             for item, hypothesis in zip(group, hypotheses, strict=True):
@@ -279,6 +286,7 @@ class Engine:
                 samples,
                 done=lambda better: session.fulfil(place, *final(better)),
                 wanted=lambda: not session.aborted,
+                guidance=stream.guidance,
             )
             self._final_pass.submit(job)
         else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from asr.biasing import UNGUIDED, Guidance
 from asr.offline import OfflineDecoder
 from asr.timing import TimedWord
 
@@ -29,6 +30,7 @@ class FinalJob:
     samples: np.ndarray
     done: Callable[[list[TimedWord] | None], None]
     wanted: Callable[[], bool] = lambda: True  # False once the client is gone
+    guidance: Guidance = UNGUIDED
 
 
 class FinalPass:
@@ -86,7 +88,7 @@ class FinalPass:
 
     def _run(self, job: FinalJob) -> None:
         try:
-            words = self._decoder.transcribe(torch.from_numpy(job.samples)) or None
+            words = self._decoder.transcribe(torch.from_numpy(job.samples), job.guidance) or None
         except Exception:  # one utterance's failure must not cost the streaming text, nor the other sessions
             logger.exception("second pass failed; the streaming text stands")
             words = None

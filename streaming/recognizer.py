@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asr.beam import StreamSearch
+from asr.biasing import UNGUIDED, Guidance
 from asr.checkpoint import Whisper
 from asr.encoder import FRAMES_PER_SECOND, EncoderState
 from asr.mel import LogMel, MelState
-from asr.search import GreedySearch, Hypothesis, SearchState
+from asr.search import Hypothesis, SearchState
 from asr.timing import TimedWord, timed_words
 
 #: Bounds on the tokens of one step: nobody speaks faster, and a loop must end.
@@ -34,19 +36,34 @@ class Recognizer:
         self.mel = LogMel(model.device)
         vocabulary = model.vocabulary
         suppress = tuple(vocabulary.tokenizer.non_speech_tokens)
-        self.search = GreedySearch(model.decoder, vocabulary, unsettled=unsettled, suppress=suppress)
+        self.search = StreamSearch(model.decoder, vocabulary, unsettled=unsettled, suppress=suppress)
 
     def init_state(self, rows: int) -> RecognizerState:
         encoder = self.model.encoder.init_state(rows)
         return RecognizerState(self.mel.init_state(rows), encoder, self.search.init_state(rows))
 
     def reset(
-        self, state: RecognizerState, rows: Tensor, block: int, tokens: list[list[int]] | None = None
+        self,
+        state: RecognizerState,
+        rows: Tensor,
+        block: int,
+        tokens: list[list[int]] | None = None,
+        guidance: list[Guidance] | None = None,
     ) -> None:
-        """Fresh windows for `rows`, with blocks of `block` encoder frames, beginning with settled `tokens`."""
+        """Fresh windows for `rows`, with blocks of `block` encoder frames, beginning with settled `tokens`.
+
+        Prompts are not for this model, which was never taught any.
+        """
         self.mel.reset(state.mel, rows)
         self.model.encoder.reset(state.encoder, rows, block)
-        self.search.reset(state.search, rows, tokens)
+        guidance = guidance or [UNGUIDED] * len(rows)
+        self.search.reset(
+            state.search,
+            rows,
+            tokens,
+            hotwords=[guide.hotwords for guide in guidance],
+            widths=[guide.beam for guide in guidance],
+        )
 
     def phase(self, state: RecognizerState, row: int) -> tuple[int, ...]:
         """Rows with equal phases may step together."""

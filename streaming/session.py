@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asr.audio import Encoding, PcmDecoder
+from asr.biasing import DEFAULT_BOOST, MAX_BEAM, MAX_BOOST, MAX_PROMPT_CHARS, checked_hotwords
 from asr.encoder import SAMPLES_PER_FRAME
 from streaming.endpoint import milliseconds, samples_in
 from streaming.events import Closed, Event, Fault, Final
@@ -31,6 +32,10 @@ class SessionOptions:
     channels: int = 1
     final_pass: str = "full"  # full | none
     start_ms: int = 0  # where the timeline goes on, after a lost connection
+    beam: int = 1  # hypotheses; 1 is greedy search
+    prompt: str = ""  # what was said or written before, for the second pass
+    hotwords: tuple[str, ...] = ()  # words and phrases that are likely to be said
+    hotword_boost: float = DEFAULT_BOOST  # nats per token
 
     def __post_init__(self) -> None:
         low, high = CHUNK_MS
@@ -40,6 +45,15 @@ class SessionOptions:
             raise ValueError(f"final_pass must be one of {', '.join(FINAL_PASSES)}, not {self.final_pass!r}")
         if self.start_ms < 0:
             raise ValueError(f"start_ms must not be negative, not {self.start_ms}")
+        if not 1 <= self.beam <= MAX_BEAM:
+            raise ValueError(f"beam must be 1 to {MAX_BEAM}, not {self.beam}")
+        if len(self.prompt) > MAX_PROMPT_CHARS:
+            raise ValueError(
+                f"prompt may have {MAX_PROMPT_CHARS} characters, not {len(self.prompt)}: shorten it"
+            )
+        if not 0 <= self.hotword_boost <= MAX_BOOST:
+            raise ValueError(f"hotword_boost must be 0 to {MAX_BOOST:g} nats, not {self.hotword_boost:g}")
+        object.__setattr__(self, "hotwords", checked_hotwords(self.hotwords))
         PcmDecoder(self.encoding, self.sample_rate, self.channels)  # says itself what it cannot decode
 
     @property

@@ -77,6 +77,21 @@ def test_formats(hearing, tmp_path: Path, form: str):
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_beam_prompt_and_hotwords_reach_the_session(hearing, engine, monkeypatch, tmp_path: Path):
+    opened, open_ = [], engine.open
+    monkeypatch.setattr(
+        engine, "open", lambda options, **rest: opened.append(options) or open_(options, **rest)
+    )
+    (tmp_path / "words.txt").write_text("Dashwood\nJohn Dashwood\n")
+    done = hearing(
+        "transcribe", CLIP, "--beam", 2, "--prompt", "A novel.", "--hotwords", f"@{tmp_path / 'words.txt'}"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "young man" in done.stdout
+    (options,) = opened
+    assert (options.beam, options.prompt, options.hotwords) == (2, "A novel.", ("Dashwood", "John Dashwood"))
+
+
 def test_raw_pcm_comes_through_stdin(hearing):
     samples = (read_audio(CLIP) * 32767).astype("<i2")
     stereo_8k = np.repeat(samples[::2, None], 2, axis=1)
@@ -166,6 +181,9 @@ def test_bad_audio_is_one_line_and_exit_code_2(hearing, tmp_path: Path, make, me
         (("transcribe", CLIP, "--model", CLIP, "--adapter", "none"), "neither an OpenAI checkpoint"),
         (("transcribe", CLIP, "--chunk-ms", 310), "chunk_ms must be 100 to 1000 in steps of 20, not 310"),
         (("transcribe", "-", "--channels", 9), "9 channels are out of range"),
+        (("transcribe", CLIP, "--beam", 9), "beam must be 1 to 8, not 9"),
+        (("transcribe", CLIP, "--hotwords", "Ada, ?"), "a hotword must have a letter or digit, not '?'"),
+        (("transcribe", CLIP, "--hotwords", "@/no/such/file"), "/no/such/file: No such file"),
         (("transcribe", "-", "--rate", 1), "a sample rate of 1 Hz is out of range"),
         (
             ("transcribe", CLIP, "--out", "/no/such/folder/out.txt"),

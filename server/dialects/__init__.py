@@ -73,6 +73,9 @@ class Terms:
     max_frame_bytes: int
     max_backlog_s: float
     idle_timeout_s: float
+    beam: int = 1
+    prompt: str = ""
+    hotwords: tuple[str, ...] = ()
 
 
 class Dialect(Protocol):

@@ -1,9 +1,10 @@
 """The native protocol, `GET /v1/stream`: audio in binary frames, control and events as JSON texts.
 
 Query: model, chunk_ms, sample_rate, encoding (s16le, f32le, mulaw), channels, language (en), final_pass
-(full, none), words, interim, progress (booleans). Client texts: finalize, keepalive, close, resume
-{audio_ms}. Server texts: ready, partial, final, endpoint, progress, closed, error. The session is opened at
-the first audio, finalize or close, so that a resume before it can set the timeline.
+(full, none), words, interim, progress (booleans), beam, prompt, hotwords (separated by commas), hotword_boost.
+Client texts: finalize, keepalive, close, resume {audio_ms}, start {beam, prompt, hotwords (a list), hotword_boost}
+for what is too long for a query. Server texts: ready, partial, final, endpoint, progress, closed, error. The session
+is opened at the first audio, finalize or close, so that a resume before it can set the timeline.
 """
 
 import json
@@ -25,9 +26,16 @@ CLOSE_CODES = {  # by the code of a fatal Fault; anything else is the server's o
     "too_big": 1009,
     "full": 1013,
 }
-NUMBERS = ("chunk_ms", "sample_rate", "channels")
+NUMBERS = ("chunk_ms", "sample_rate", "channels", "beam")
 FLAGS = ("words", "interim", "progress")
-TEXTS = ("model", "language", "encoding", "final_pass", "token")  # the token is checked at the door
+TEXTS = ("model", "language", "encoding", "final_pass", "token", "prompt", "hotwords", "hotword_boost")
+# The token is checked at the door.
+STARTS: dict[str, type | tuple[type, ...]] = {
+    "beam": int,
+    "prompt": str,
+    "hotwords": list,
+    "hotword_boost": (int, float),
+}
 MAX_RESUME_MS = 10**12  # 31 years
 
 
@@ -56,10 +64,15 @@ class Native:
         if query.get("model", terms.model) != terms.model:
             raise ValueError(f"model {query['model']!r} is not served here: use {terms.model}")
         numbers = {name: _number(name, query[name]) for name in NUMBERS if name in query}
-        texts = {name: query[name] for name in ("encoding", "final_pass") if name in query}
-        options: dict[str, Any] = (
-            {"chunk_ms": terms.chunk_ms, "final_pass": terms.final_pass} | numbers | texts
-        )
+        texts = {name: query[name] for name in ("encoding", "final_pass", "prompt") if name in query}
+        options: dict[str, Any] = {
+            name: getattr(terms, name) for name in ("chunk_ms", "final_pass", "beam", "prompt", "hotwords")
+        }
+        options |= numbers | texts
+        if "hotwords" in query:
+            options["hotwords"] = tuple(query["hotwords"].split(","))
+        if "hotword_boost" in query:
+            options["hotword_boost"] = _decimal("hotword_boost", query["hotword_boost"])
         return cls(
             SessionOptions(**options),
             terms,
@@ -108,9 +121,12 @@ class Native:
                 return self._finish()
             case "resume":
                 return self._resume(message.get("audio_ms"))
+            case "start":
+                return self._start({key: value for key, value in message.items() if key != "type"})
         return [
             _mistake(
-                "bad_type", f"unknown type {message['type'][:40]!r}: use finalize, keepalive, close or resume"
+                "bad_type",
+                f"unknown type {message['type'][:40]!r}: use start, finalize, keepalive, close or resume",
             )
         ]
 
@@ -163,6 +179,23 @@ class Native:
         self.reported_ms = audio_ms
         return []
 
+    def _start(self, wishes: dict[str, Any]) -> list[Step]:
+        if self.opened:
+            return [_mistake("bad_order", "start must come before any audio: reconnect to start anew")]
+        for name, value in wishes.items():
+            if name not in STARTS:
+                return [_mistake("bad_text", f"start knows {', '.join(STARTS)}, not {name[:40]!r}")]
+            texts = value if isinstance(value, list) else []
+            if not isinstance(value, STARTS[name]) or isinstance(value, bool) or not _are_texts(texts):
+                return [_mistake("bad_text", f"start: {name} is of the wrong type")]
+        if "hotwords" in wishes:
+            wishes["hotwords"] = tuple(wishes["hotwords"])
+        try:
+            self.options = replace(self.options, **wishes)
+        except ValueError as error:
+            return [_mistake("bad_text", str(error))]
+        return []
+
     def _event(self, kind: str, event: Event) -> Send:
         fields = asdict(event)
         if not self.words and isinstance(event, Partial | Final):
@@ -183,6 +216,17 @@ def _number(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"{name} must be an integer, not {text[:40]!r}") from None
+
+
+def _decimal(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {text[:40]!r}") from None
+
+
+def _are_texts(values: list[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _flag(name: str, text: str) -> bool:

@@ -11,10 +11,21 @@ def test_the_environment_sets_and_arguments_override(monkeypatch):
     assert Settings().port == 9000
     assert Settings(port=0).port == 0
     assert Settings().origins == ("https://a.example", "https://b.example")
+    monkeypatch.setenv("ASR_STREAM_HOTWORDS", "Ada, Mont Blanc")
+    assert Settings().hotwords == ("Ada", "Mont Blanc")
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"port": 70_000}, {"slots": 0}, {"chunk_ms": 310}, {"tls_cert": __file__}, {"colour": "red"}]
+    "wrong",
+    [
+        {"port": 70_000},
+        {"slots": 0},
+        {"chunk_ms": 310},
+        {"tls_cert": __file__},
+        {"colour": "red"},
+        {"beam": 9},
+        {"hotwords": "?"},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import streaming.engine
+from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.timing import TimedWord
 from streaming.endpoint import EndpointOptions, VoiceActivity, samples_in
@@ -55,7 +56,7 @@ class Speaker:
         self.words = words
         self.heard: list[np.ndarray] = []
 
-    def transcribe(self, samples: Tensor) -> list[TimedWord]:
+    def transcribe(self, samples: Tensor, guidance: Guidance) -> list[TimedWord]:
         self.heard.append(samples.numpy())
         return [TimedWord(word, 0.1 * i, 0.1 * i + 0.1, 0.9, 1) for i, word in enumerate(self.words)]
 
@@ -318,9 +319,9 @@ def test_a_slow_second_pass_holds_back_what_follows_it(make_engine: Callable[...
     engine, gate = make_engine(threaded=True), threading.Event()
 
     class SlowSpeaker(Speaker):
-        def transcribe(self, samples: Tensor) -> list[TimedWord]:
+        def transcribe(self, samples: Tensor, guidance: Guidance) -> list[TimedWord]:
             assert gate.wait(timeout=60)
-            return super().transcribe(samples)
+            return super().transcribe(samples, guidance)
 
     engine._final_pass._decoder = SlowSpeaker("At", "last.")
     session = engine.open(SessionOptions(chunk_ms=400))

@@ -48,11 +48,21 @@ def taken(conversation: Session, n: int = CHUNK) -> list[tuple[list[float], bool
         {"encoding": "opus"},
         {"sample_rate": 7_999},
         {"channels": 0},
+        {"beam": 0},
+        {"beam": 9},
+        {"prompt": "x" * 2001},
+        {"hotwords": ("?",)},
+        {"hotword_boost": -1.0},
+        {"hotword_boost": float("nan")},
     ],
 )
 def test_impossible_options_are_refused_in_one_line(options: dict) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         SessionOptions(**options)
+
+
+def test_hotwords_are_tidied() -> None:
+    assert SessionOptions(hotwords=(" Ada ", "", "Mont  Blanc", "Ada")).hotwords == ("Ada", "Mont Blanc")
 
 
 @pytest.mark.parametrize(("chunk_ms", "block"), [(100, 5), (300, 15), (1000, 50)])

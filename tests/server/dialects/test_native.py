@@ -1,6 +1,7 @@
 """The native dialect without sockets: frames and events in, steps out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,9 @@ def test_the_query_sets_the_session():
         ({"chunk_ms": "10"}, "chunk_ms"),
         ({"encoding": "mp3"}, "encoding"),
         ({"words": "maybe"}, "true or false"),
+        ({"beam": "9"}, "beam"),
+        ({"hotword_boost": "much"}, "number"),
+        ({"hotwords": "Ada,??"}, "letter"),
         ({"chunkms": "300"}, "unknown parameter"),
     ],
 )
@@ -70,6 +74,52 @@ def test_the_session_opens_once_at_the_first_call():
     assert dialect.receive(text(type="finalize")) == [Finalize()]
     assert dialect.receive(text(type="close")) == [Finish()]
     assert dialect.receive(b"late") == []
+
+
+def test_beam_prompt_and_hotwords_come_in_the_query_or_before_audio():
+    dialect = native(beam="4", prompt="About Ada.", hotwords="Ada, Mont Blanc", hotword_boost="1.5")
+    expected = SessionOptions(beam=4, prompt="About Ada.", hotwords=("Ada", "Mont Blanc"), hotword_boost=1.5)
+    assert dialect.options == expected
+    dialect = native(beam="2", hotwords="Bob")
+    started = text(
+        type="start", beam=4, prompt="About Ada.", hotwords=["Ada", "Mont Blanc"], hotword_boost=1.5
+    )
+    assert dialect.receive(started) == []
+    assert dialect.receive(b"ab")[0] == Open(expected)
+
+
+def test_what_a_server_has_stands_unless_the_client_asks_otherwise():
+    terms = replace(TERMS, beam=2, prompt="A ship.", hotwords=("Ishmael",))
+    assert Native.parse({}, terms).options == SessionOptions(beam=2, prompt="A ship.", hotwords=("Ishmael",))
+    assert Native.parse({"hotwords": "Ahab"}, terms).options.hotwords == ("Ahab",)
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"beam": 99},
+        {"beam": True},
+        {"beam": "4"},
+        {"hotwords": "Ada"},
+        {"hotwords": [1]},
+        {"hotwords": ["??"]},
+        {"prompt": None},
+        {"colour": "red"},
+    ],
+)
+def test_a_wrong_start_is_a_mistake_in_a_line(wishes):
+    (fault,) = native().receive(text(type="start", **wishes))
+    assert isinstance(fault, Fault)
+    assert fault.fatal
+    assert fault.code == "bad_text"
+    assert "\n" not in fault.message
+
+
+def test_start_comes_before_audio():
+    dialect = native()
+    dialect.receive(b"ab")
+    (fault,) = dialect.receive(text(type="start", beam=2))
+    assert fault.code == "bad_order"
 
 
 def test_resume_sets_the_timeline_and_must_come_first():
