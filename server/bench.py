@@ -205,13 +205,15 @@ class MemoryReport:
 
     def table(self) -> Table:
         """The numbers for people."""
-        found = self.line
-        title = "" if found is None else f"{found[0]:.0f} MB for the server and {found[1]:.1f} MB per stream"
-        table = Table(title=title, min_width=40)
+        table = Table(title="Memory of a server", min_width=40)
         for heading in ("streams", "resident memory", "errors"):
             table.add_column(heading, justify="right")
         for point in self.points:
             table.add_row(str(point.load.streams), f"{point.resident_mb:.0f} MB", _errors(point.load))
+        if (found := self.line) is not None:
+            table.add_section()
+            table.add_row("the server itself", f"{found[0]:.0f} MB")
+            table.add_row("each stream", f"{found[1]:.1f} MB")
         return table
 
     def plot(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 CHUNKS_MS = (100, 200, 300, 500, 1000)  # that `compute` compares
-BEAMS = (1, 4)
+BEAMS = (1, 4)  # likewise
 COMPUTE_S = 30.0  # of audio, for each row of `compute`
 MEMORY_STREAMS = 8
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -77,6 +77,7 @@ def bench(
         str | None, typer.Option(help="Folder of an adapter instead of the shipped one.")
     ] = None,
     chunk_ms: Annotated[int, typer.Option(help="Audio per step; `compute` compares several.")] = 300,
+    beam: Annotated[int, typer.Option(help="Hypotheses of the search; `compute` compares several.")] = 1,
     final_pass: Annotated[
         Literal["full", "none"], typer.Option(help="Whether the base model hears each utterance again.")
     ] = "full",
@@ -94,7 +95,7 @@ def bench(
         model,
         adapter,
         threads,
-        SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass),
+        SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass, beam=beam),
         house.load_utterances(data),
         streams=streams,
         most=most,
@@ -109,6 +110,7 @@ def bench(
         "adapter": house.describe_adapter(model, adapter),
         "data": data.name,
         "chunk_ms": chunk_ms,
+        "beam": beam,
         "final_pass": final_pass,
         "threads": threads,  # null: as the server chooses
         "machine": house.describe_machine(),
@@ -158,7 +160,7 @@ class Bench:
         from server.terminal import progress
 
         samples = np.concatenate(self._recordings(COMPUTE_S))[: int(COMPUTE_S * SAMPLE_RATE)]
-        rows = _compared(type(self.options))
+        rows = [{"chunk_ms": chunk_ms, "beam": beam} for chunk_ms in CHUNKS_MS for beam in BEAMS]
         with progress("compute") as show:
             engine = self._engine()
             for report in measure_compute(engine, samples, rows, final_pass=self.options.final_pass):
@@ -243,6 +245,7 @@ class Bench:
             self.adapter,
             slots=slots,
             chunk_ms=self.options.chunk_ms,
+            beam=self.options.beam,
             final_pass=self.options.final_pass,
             threads=self.threads,
         )
@@ -259,12 +262,6 @@ class Bench:
                 break
             recordings.append(read_audio(one.audio))
         return recordings
-
-
-def _compared(options: "type[SessionOptions]") -> list[dict[str, Any]]:
-    """The session options that `compute` compares: chunk sizes, and beams where the search has them."""
-    beams = [{"beam": beam} for beam in BEAMS] if "beam" in {one.name for one in fields(options)} else [{}]
-    return [{"chunk_ms": chunk_ms} | beam for chunk_ms in CHUNKS_MS for beam in beams]
 
 
 def _write(out: Path, name: Report, header: dict[str, Any], measured: Measured) -> None:

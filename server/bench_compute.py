@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
 from asr.audio import SAMPLE_RATE, Samples
+from asr.beam import BeamSearch
 from asr.decoder import Decoder
 from asr.encoder import Encoder
 from asr.mel import LogMel
@@ -25,16 +27,19 @@ if TYPE_CHECKING:
     from streaming.engine import Engine
 
 SECOND_PASS = "second pass"
-STAGES: dict[str, tuple[type, str]] = {  # name: the method that does it
-    "voice activity": (VoiceActivity, "step"),
-    "mel": (LogMel, "step"),
-    "encoder": (Encoder, "step"),
-    "cross keys": (Decoder, "listen"),
-    "rescoring": (GreedySearch, "_rescore"),
-    "extension": (GreedySearch, "_extend"),
-    "word times": (Recognizer, "words"),
-    SECOND_PASS: (OfflineDecoder, "transcribe"),
-}
+HOOKS: tuple[tuple[str, type, str], ...] = (  # (stage, and a method that does it)
+    ("voice activity", VoiceActivity, "step"),
+    ("mel", LogMel, "step"),
+    ("encoder", Encoder, "step"),
+    ("cross keys", Decoder, "listen"),
+    ("rescoring", GreedySearch, "_rescore"),
+    ("rescoring", BeamSearch, "_rescore"),
+    ("extension", GreedySearch, "_extend"),
+    ("extension", BeamSearch, "_extend"),
+    ("word times", Recognizer, "words"),
+    (SECOND_PASS, OfflineDecoder, "transcribe"),
+)
+STAGES = tuple(dict.fromkeys(stage for stage, _, _ in HOOKS))
 OTHER = "other"  # of a step: what no stage took
 WARM_UP_S = 3.0
 
@@ -68,7 +73,7 @@ def timed_stages() -> Iterator[StageClock]:
     """Every stage of every engine of this process is timed until the block is left; for one thread only."""
     clock = StageClock()
     with ExitStack() as stack:
-        for stage, (owner, method) in STAGES.items():
+        for stage, owner, method in HOOKS:
             function = vars(owner)[method]
             setattr(owner, method, clock.timing(stage, function))
             stack.callback(setattr, owner, method, function)
@@ -100,19 +105,23 @@ class ComputeReport:
     def as_json(self) -> dict[str, object]:
         return {"rows": [_rounded(asdict(row)) for row in self.rows]}
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         """The numbers for people: times per chunk, then where they go."""
-        table = Table(title="Compute per chunk, one stream", caption="stages: ms per chunk, on average")
-        for heading in (*self.rows[0].options, "median", "95 %", "longest", "RTF", *self.rows[0].stages_ms):
-            table.add_column(heading.replace("_", " "), justify="right")
+        times = Table(title="Compute per chunk, one stream")
+        stages = Table(title="Where it goes: ms per chunk, on average")
+        for heading in self.rows[0].options:
+            times.add_column(heading, justify="right")
+            stages.add_column(heading, justify="right")
+        for heading in ("median", "95 %", "longest", "compute / audio", "second pass / audio"):
+            times.add_column(heading, justify="right")
+        for heading in self.rows[0].stages_ms:
+            stages.add_column(heading, justify="right")
         for row in self.rows:
-            table.add_row(
-                *map(str, row.options.values()),
-                *(f"{ms:.0f} ms" for ms in (row.p50_ms, row.p95_ms, row.max_ms)),
-                f"{row.rtf:.3f}",
-                *(f"{ms:.1f}" for ms in row.stages_ms.values()),
-            )
-        return table
+            options = [str(value) for value in row.options.values()]
+            milliseconds = [f"{ms:.1f} ms" for ms in (row.p50_ms, row.p95_ms, row.max_ms)]
+            times.add_row(*options, *milliseconds, f"{row.rtf:.3f}", f"{row.second_pass_rtf:.3f}")
+            stages.add_row(*options, *(f"{ms:.1f}" for ms in row.stages_ms.values()))
+        return Group(times, stages)
 
 
 def measure_compute(
