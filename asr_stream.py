@@ -84,6 +84,9 @@ Adapter = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of the model; torch decides if not given.")]
 ChunkMs = Annotated[int, typer.Option(help="Audio per step: 100 to 1000 in steps of 20.")]
+DelayMs = Annotated[
+    int, typer.Option(help="How long after its end a word is due, 0 to 600: waiting avoids guesses.")
+]
 SecondPass = Annotated[
     FinalPass, typer.Option("--final-pass", help="Whether the base model hears each utterance again.")
 ]
@@ -208,6 +211,7 @@ def transcribe(
     model: Model = "tiny.en",
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
+    delay_ms: DelayMs = 160,
     final_pass: SecondPass = "full",
     beam: Beam = 1,
     prompt: Prompt = "",
@@ -223,7 +227,12 @@ def transcribe(
     from streaming.session import SessionOptions
 
     session = SessionOptions(
-        chunk_ms=chunk_ms, final_pass=final_pass, beam=beam, prompt=prompt, hotwords=read_hotwords(hotwords)
+        chunk_ms=chunk_ms,
+        delay_ms=delay_ms,
+        final_pass=final_pass,
+        beam=beam,
+        prompt=prompt,
+        hotwords=read_hotwords(hotwords),
     )
     if file == "-":
         length_s, audio = (
@@ -252,6 +261,7 @@ def serve(
     slots: Annotated[int | None, typer.Option(help="Conversations at once.")] = None,
     threads: Threads = None,
     chunk_ms: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
+    delay_ms: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
     final_pass: Annotated[FinalPass | None, typer.Option(help="Unless the client asks otherwise.")] = None,
     beam: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Unless the client asks otherwise.")] = None,
@@ -275,7 +285,7 @@ def serve(
 
     given: dict[str, Any] = {
         "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
-        "chunk_ms": chunk_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
+        "chunk_ms": chunk_ms, "delay_ms": delay_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
         "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
         "origins": origins and tuple(origins), "log_level": log_level, "log_format": log_format,
     }  # fmt: skip
@@ -295,6 +305,7 @@ def mic(
     model: Model = "tiny.en",
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
+    delay_ms: DelayMs = 160,
     final_pass: SecondPass = "full",
     beam: Beam = 1,
     prompt: Prompt = "",
@@ -316,7 +327,12 @@ def mic(
     chosen = int(device) if device and device.isdecimal() else device
     check_input(chosen)
     session = SessionOptions(
-        chunk_ms=chunk_ms, final_pass=final_pass, beam=beam, prompt=prompt, hotwords=read_hotwords(hotwords)
+        chunk_ms=chunk_ms,
+        delay_ms=delay_ms,
+        final_pass=final_pass,
+        beam=beam,
+        prompt=prompt,
+        hotwords=read_hotwords(hotwords),
     )
 
     async def run() -> None:
@@ -325,6 +341,7 @@ def mic(
             remote = StreamClient(
                 url,
                 chunk_ms=chunk_ms,
+                delay_ms=delay_ms,
                 final_pass=final_pass,
                 token=token,
                 beam=beam if beam > 1 else None,  # what is left out is as the server has it

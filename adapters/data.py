@@ -51,7 +51,7 @@ class Augmentation:
     speed: float = 0.2
     noise: float = 0.35
     lead_s: float = 0.8
-    trail_s: tuple[float, float] = (0.3, 1.0)
+    trail_s: tuple[float, float] = (0.5, 1.2)
     gain_db: tuple[float, float] = (-18.0, 6.0)
     snr_db: tuple[float, float] = (5.0, 30.0)
 

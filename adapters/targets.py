@@ -62,14 +62,16 @@ def plan(
     chunk_s = tau / FRAMES_PER_SECOND
     n_chunks = chunks(example.seconds, tau)
     ends = np.maximum.accumulate(np.array([0.0, *example.ends]))[1:]
-    due = np.ceil((ends + delay_s) / chunk_s).astype(np.int64).clip(1, n_chunks)
+    due = np.ceil((ends + delay_s) / chunk_s).astype(np.int64).clip(min=1)
+    due = due[due <= n_chunks]  # the audio ends before the others are due
     lag = int(rng.choice(list(LAGS), p=list(LAGS.values())))
 
-    sequence = [*prefix, *example.tokens]
+    tokens = example.tokens[: len(due)]
+    sequence = [*prefix, *tokens]
     start = len(prefix) - 1  # the position that predicts the first token
     seen = np.minimum(due + lag, n_chunks)
     last = int(rng.integers(seen[-1] if len(seen) else 1, n_chunks + 1))
-    targets = [IGNORED] * start + list(example.tokens) + [eot]
+    targets = [IGNORED] * start + list(tokens) + [eot]
 
     # A wait query at chunk k stands behind the tokens due by then, none of which may have seen more than k.
     said = np.searchsorted(due, np.arange(n_chunks + 1), side="right")  # tokens due by chunk k

@@ -129,13 +129,24 @@ class Guidance:
     beam: int = 1  # hypotheses, 1 to MAX_BEAM; 1 is greedy
     prompt: tuple[int, ...] = ()  # tokens in front of the prefix
     hotwords: Hotwords | None = None
+    delay_s: float | None = None  # how long a causal model waits after a word; None: it was never taught to
 
     @classmethod
     def of(
-        cls, vocabulary: "Vocabulary", beam: int, prompt: str, hotwords: tuple[str, ...], boost: float
+        cls,
+        vocabulary: "Vocabulary",
+        beam: int,
+        prompt: str,
+        hotwords: tuple[str, ...],
+        boost: float,
+        delay_s: float | None = None,
     ) -> "Guidance":
         favoured = Hotwords(vocabulary, hotwords, boost) if hotwords and boost else None
-        return cls(beam, prompt_tokens(vocabulary, prompt), favoured)
+        return cls(beam, prompt_tokens(vocabulary, prompt), favoured, delay_s)
+
+    def streaming_prefix(self, vocabulary: "Vocabulary") -> tuple[int, ...]:
+        """What stands before the causal model's tokens. Prompts do not: it was never taught any."""
+        return vocabulary.prefix if self.delay_s is None else vocabulary.prefix_for(self.delay_s)
 
 
 UNGUIDED = Guidance()

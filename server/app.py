@@ -54,6 +54,7 @@ class House:
             max_frame_bytes=settings.max_frame_bytes,
             max_backlog_s=settings.max_backlog_s,
             idle_timeout_s=settings.idle_timeout_s,
+            delay_ms=settings.delay_ms,
             beam=settings.beam,
             prompt=settings.prompt,
             hotwords=settings.hotwords,

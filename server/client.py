@@ -51,6 +51,7 @@ class StreamClient:
         channels: int = 1,
         final_pass: str | None = None,
         token: str | None = None,
+        delay_ms: int | None = None,
         beam: int | None = None,
         prompt: str | None = None,
         hotwords: tuple[str, ...] | None = None,
@@ -59,7 +60,13 @@ class StreamClient:
         if encoding not in SAMPLE_BYTES:
             raise ValueError(f"encoding must be one of {', '.join(SAMPLE_BYTES)}, not {encoding!r}")
         query = {"model": model, "chunk_ms": chunk_ms, "sample_rate": sample_rate, "encoding": encoding}
-        query |= {"channels": channels, "final_pass": final_pass, "words": "true", "progress": "true"}
+        query |= {
+            "delay_ms": delay_ms,
+            "channels": channels,
+            "final_pass": final_pass,
+            "words": "true",
+            "progress": "true",
+        }
         self._url, self._token = with_query(url, query), token
         wishes = {"beam": beam, "prompt": prompt, "hotwords": hotwords and list(hotwords)}
         self._wishes = {name: wish for name, wish in wishes.items() if wish is not None}

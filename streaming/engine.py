@@ -27,7 +27,7 @@ from streaming.session import Full, Session, SessionOptions
 from streaming.utterance import Feed, Utterances, Verdict
 
 #: Silence after the last audio of an utterance that ends at once: the model says a word a little after its end.
-FLUSH_MS = 600
+FLUSH_MS = 500  # of silence behind the end, beside the delay at which words are due
 
 
 @dataclass
@@ -46,6 +46,11 @@ class _Stream:
     def heard(self) -> int:
         """How much of the session's audio the model has heard, in samples."""
         return min(self.utterances.now, self.received)
+
+    @property
+    def delay_s(self) -> float:
+        """How long after its end a word is due."""
+        return self.session.options.delay_ms / 1000
 
     def ms(self, position: int) -> int:
         """A sample position on the session's timeline."""
@@ -114,7 +119,12 @@ class Engine:
             Full: every slot is taken.
         """
         guidance = Guidance.of(
-            self._vocabulary, options.beam, options.prompt, options.hotwords, options.hotword_boost
+            self._vocabulary,
+            options.beam,
+            options.prompt,
+            options.hotwords,
+            options.hotword_boost,
+            options.delay_ms / 1000,
         )
         with self._lock:
             if not self._free:
@@ -211,7 +221,7 @@ class Engine:
         assert stream.utterances.start is not None
         begin_ms, audio_ms = stream.ms(stream.utterances.start), stream.ms(stream.heard)
         partial, stream.shown = policy.partial(
-            hypothesis, stream.shown, self._vocabulary, stream.utterance, begin_ms, audio_ms
+            hypothesis, stream.shown, self._vocabulary, stream.utterance, begin_ms, audio_ms, stream.delay_s
         )
         if partial is not None:
             stream.session.put(partial)
@@ -219,7 +229,7 @@ class Engine:
     def _finish_utterance(self, stream: _Stream, rest: np.ndarray) -> None:
         """The client ends the utterance: the rest of its audio, and the silence that lets the last words out."""
         utterances, chunk, session = stream.utterances, stream.utterances.chunk, stream.session
-        n_chunks = -(-(len(rest) + samples_in(FLUSH_MS)) // chunk)
+        n_chunks = -(-(len(rest) + samples_in(FLUSH_MS + session.options.delay_ms)) // chunk)
         padded = np.zeros(n_chunks * chunk, np.float32)
         padded[: len(rest)] = rest
         for start in range(0, len(padded), chunk):
@@ -242,7 +252,7 @@ class Engine:
             if self._second_pass(
                 stream
             ):  # which will know the times better, without making other streams wait
-                words = policy.rough_words(hypothesis, self._vocabulary)
+                words = policy.rough_words(hypothesis, self._vocabulary, stream.delay_s)
             else:
                 words = self._recognizer.words(self._state, stream.row)
             assert utterances.start is not None

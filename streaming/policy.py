@@ -10,7 +10,6 @@ from asr.timing import TimedWord, words_of
 from streaming.endpoint import milliseconds
 from streaming.events import Final, Partial, Word
 
-DUE_S = 0.16  # how long after its end the adapters were taught to say a word
 LONGEST_WORD_S = 0.6  # where nothing better is known of a word's start
 
 
@@ -22,12 +21,16 @@ class Shown:
     stable: int = 0
 
 
-def rough_words(hypothesis: Hypothesis, vocabulary: Vocabulary) -> list[TimedWord]:
-    """The words of a hypothesis, timed by when their tokens were put out: at once, and good to about a chunk."""
+def rough_words(hypothesis: Hypothesis, vocabulary: Vocabulary, delay_s: float) -> list[TimedWord]:
+    """The words of a hypothesis, timed by when their tokens were put out: at once, and good to about a chunk.
+
+    Args:
+        delay_s: how long after a word's end the model was asked to say it.
+    """
     words: list[TimedWord] = []
     i, spoken = 0, 0.0
     for text, n in words_of(list(hypothesis.tokens), vocabulary):
-        end = max(spoken, hypothesis.frames[i + n - 1] / FRAMES_PER_SECOND - DUE_S)
+        end = max(spoken, hypothesis.frames[i + n - 1] / FRAMES_PER_SECOND - delay_s)
         confidence = math.exp(sum(hypothesis.logprobs[i : i + n]) / n)
         words.append(TimedWord(text, max(spoken, end - LONGEST_WORD_S), end, confidence, n))
         i, spoken = i + n, end
@@ -35,11 +38,18 @@ def rough_words(hypothesis: Hypothesis, vocabulary: Vocabulary) -> list[TimedWor
 
 
 def partial(
-    hypothesis: Hypothesis, shown: Shown, vocabulary: Vocabulary, utterance: int, begin_ms: int, audio_ms: int
+    hypothesis: Hypothesis,
+    shown: Shown,
+    vocabulary: Vocabulary,
+    utterance: int,
+    begin_ms: int,
+    audio_ms: int,
+    delay_s: float,
 ) -> tuple[Partial | None, Shown]:
     """The partial for a hypothesis, or None where it would say nothing new.
 
     Args:
+        delay_s: see `rough_words`.
         begin_ms: where the utterance's window begins on the session's timeline.
         audio_ms: how far the session's audio has been heard.
     """
@@ -50,7 +60,7 @@ def partial(
     now = Shown(text, min(stable, len(text)))
     if now == shown:
         return None, shown
-    words = _on_timeline(rough_words(hypothesis, vocabulary), begin_ms, audio_ms)
+    words = _on_timeline(rough_words(hypothesis, vocabulary, delay_s), begin_ms, audio_ms)
     return Partial(utterance, now.text, now.stable, audio_ms, words), now
 
 

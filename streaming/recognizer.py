@@ -50,10 +50,7 @@ class Recognizer:
         tokens: list[list[int]] | None = None,
         guidance: list[Guidance] | None = None,
     ) -> None:
-        """Fresh windows for `rows`, with blocks of `block` encoder frames, beginning with settled `tokens`.
-
-        Prompts are not for this model, which was never taught any.
-        """
+        """Fresh windows for `rows`, with blocks of `block` encoder frames, beginning with settled `tokens`."""
         self.mel.reset(state.mel, rows)
         self.model.encoder.reset(state.encoder, rows, block)
         guidance = guidance or [UNGUIDED] * len(rows)
@@ -61,6 +58,7 @@ class Recognizer:
             state.search,
             rows,
             tokens,
+            prefixes=[guide.streaming_prefix(self.model.vocabulary) for guide in guidance],
             hotwords=[guide.hotwords for guide in guidance],
             widths=[guide.beam for guide in guidance],
         )

@@ -15,6 +15,8 @@ from streaming.endpoint import milliseconds, samples_in
 from streaming.events import Closed, Event, Fault, Final
 
 CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
+DELAY_MS = (0, 600)  # likewise
+DEFAULT_DELAY_MS = 160
 FINAL_PASSES = ("full", "none")
 
 
@@ -32,6 +34,7 @@ class SessionOptions:
     channels: int = 1
     final_pass: str = "full"  # full | none
     start_ms: int = 0  # where the timeline goes on, after a lost connection
+    delay_ms: int = DEFAULT_DELAY_MS  # how long after its end a word is due: more waiting, fewer guesses
     beam: int = 1  # hypotheses; 1 is greedy search
     prompt: str = ""  # what was said or written before, for the second pass
     hotwords: tuple[str, ...] = ()  # words and phrases that are likely to be said
@@ -41,6 +44,9 @@ class SessionOptions:
         low, high = CHUNK_MS
         if not low <= self.chunk_ms <= high or self.chunk_ms % 20:
             raise ValueError(f"chunk_ms must be {low} to {high} in steps of 20, not {self.chunk_ms}")
+        low, high = DELAY_MS
+        if not low <= self.delay_ms <= high or self.delay_ms % 20:
+            raise ValueError(f"delay_ms must be {low} to {high} in steps of 20, not {self.delay_ms}")
         if self.final_pass not in FINAL_PASSES:
             raise ValueError(f"final_pass must be one of {', '.join(FINAL_PASSES)}, not {self.final_pass!r}")
         if self.start_ms < 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from streaming.events import Event, Fault
-from streaming.session import SessionOptions
+from streaming.session import DEFAULT_DELAY_MS, SessionOptions
 
 CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125 bytes, two of them the code
 
@@ -73,6 +73,7 @@ class Terms:
     max_frame_bytes: int
     max_backlog_s: float
     idle_timeout_s: float
+    delay_ms: int = DEFAULT_DELAY_MS
     beam: int = 1
     prompt: str = ""
     hotwords: tuple[str, ...] = ()

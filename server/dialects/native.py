@@ -26,7 +26,7 @@ CLOSE_CODES = {  # by the code of a fatal Fault; anything else is the server's o
     "too_big": 1009,
     "full": 1013,
 }
-NUMBERS = ("chunk_ms", "sample_rate", "channels", "beam")
+NUMBERS = ("chunk_ms", "delay_ms", "sample_rate", "channels", "beam")
 FLAGS = ("words", "interim", "progress")
 TEXTS = ("model", "language", "encoding", "final_pass", "token", "prompt", "hotwords", "hotword_boost")
 # The token is checked at the door.
@@ -66,7 +66,8 @@ class Native:
         numbers = {name: _number(name, query[name]) for name in NUMBERS if name in query}
         texts = {name: query[name] for name in ("encoding", "final_pass", "prompt") if name in query}
         options: dict[str, Any] = {
-            name: getattr(terms, name) for name in ("chunk_ms", "final_pass", "beam", "prompt", "hotwords")
+            name: getattr(terms, name)
+            for name in ("chunk_ms", "delay_ms", "final_pass", "beam", "prompt", "hotwords")
         }
         options |= numbers | texts
         if "hotwords" in query:
@@ -93,6 +94,7 @@ class Native:
                 session=session,
                 model=self.terms.model,
                 chunk_ms=self.options.chunk_ms,
+                delay_ms=self.options.delay_ms,
                 encoding=self.options.encoding,
                 sample_rate=self.options.sample_rate,
                 channels=self.options.channels,

@@ -300,7 +300,7 @@ def test_without_a_second_pass_none_is_run(make_engine: Callable[..., Engine]) -
 def test_a_failing_second_pass_keeps_the_streaming_text(
     make_engine: Callable[..., Engine], threaded: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(samples: Tensor) -> list[TimedWord]:
+    def fail(samples: Tensor, guidance: Guidance) -> list[TimedWord]:
         raise RuntimeError("out of order")
 
     engine = make_engine(threaded=threaded)
@@ -428,3 +428,14 @@ def test_a_president_is_understood(real_engine: Engine, jfk: Tensor) -> None:
     assert "fellow americans" in text
     assert "ask not what your country can do for you" in text
     assert events[-1] == Closed(11_000, len(finals_of(events)), len(text.split()))
+
+
+def test_each_session_has_its_own_delay(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    patient = engine.open(SessionOptions(chunk_ms=400, final_pass="none", delay_ms=600))
+    hasty = engine.open(SessionOptions(chunk_ms=400, final_pass="none", delay_ms=0))
+    for session in (patient, hasty):
+        session.receive_samples(speech((0.0, 1.0), seconds=1.2))
+    work_off(engine)
+    first, begin = [engine._state.search.rows[stream.row].prefix for stream in engine._streams], 50363
+    assert [prefix[-1] - begin for prefix in first] == [30, 0]

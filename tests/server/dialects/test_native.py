@@ -44,6 +44,7 @@ def test_the_query_sets_the_session():
         ({"encoding": "mp3"}, "encoding"),
         ({"words": "maybe"}, "true or false"),
         ({"beam": "9"}, "beam"),
+        ({"delay_ms": "50"}, "delay_ms"),
         ({"hotword_boost": "much"}, "number"),
         ({"hotwords": "Ada,??"}, "letter"),
         ({"chunkms": "300"}, "unknown parameter"),
