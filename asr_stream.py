@@ -364,6 +364,9 @@ def align(
     out: Annotated[Path, typer.Option(help="Folder of the alignment; an interrupted one goes on.")],
     model: Model = "tiny.en",
     batch: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 16,
+    words_from: Annotated[
+        Path | None, typer.Option(help="Alignment by another model: take its words.", exists=True)
+    ] = None,
 ) -> None:
     """Find out when each word of a training set ends, with the unmodified model."""
     from adapters.align import align_manifest
@@ -371,7 +374,9 @@ def align(
     from server.terminal import progress
 
     with progress("aligning") as show:
-        n_clips = align_manifest(manifest, out, load(model, device=_device()), batch=batch, progress=show)
+        n_clips = align_manifest(
+            manifest, out, load(model, device=_device()), batch=batch, words_from=words_from, progress=show
+        )
     typer.echo(f"{n_clips} clips are in {out}")
 
 
@@ -385,6 +390,9 @@ def careless(
     encoder_rank: int = 128,
     decoder_rank: int = 64,
     seed: int = 0,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Adapter of the same ranks to begin with.", exists=True)
+    ] = None,
     model: Model = "tiny.en",
 ) -> None:
     """Make Whisper causal: train the adapter of its encoder and decoder. Ctrl-C saves and ends."""
@@ -407,7 +415,7 @@ def careless(
         seed=seed,
     )
     examples = Examples(clips, base.vocabulary, Augmentation(), seed)
-    trainer = Trainer(base, examples, open_features(data, base.dims.n_audio_state), recipe, out)
+    trainer = Trainer(base, examples, open_features(data, base.dims.n_audio_state), recipe, out, start_from)
     with Interruption() as interruption, progress("training") as show:
 
         def after_step(step: int, record: dict[str, float]) -> None:

@@ -133,6 +133,18 @@ def test_an_interrupted_run_goes_on(
     assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
 
 
+def test_words_may_come_from_another_model(manifest: Path, tmp_path: Path, tiny: Whisper) -> None:
+    align_manifest(manifest, tmp_path / "small", tiny, batch=4)
+    lines = (tmp_path / "small" / ALIGNED).read_text().splitlines(keepends=True)
+    (tmp_path / "small" / ALIGNED).write_text("".join(lines[:5]).replace("number", "thing"))
+    n = align_manifest(manifest, tmp_path / "large", tiny, batch=2, words_from=tmp_path / "small")
+    clips, _ = contents(tmp_path / "large")
+    assert n == len(clips) == 5
+    assert clips[1].words == [("Clip", 0.0, 0.1), ("thing", 0.0, 0.1), ("1", 0.0, 0.1)]
+    assert [clip.frames for clip in clips] == [10 * (i + 1) for i in range(5)]
+    assert len(open_features(tmp_path / "large", WIDTH)) == sum(clip.frames for clip in clips)
+
+
 def test_a_real_aligner_times_the_words_of_the_reference(tiny: Whisper) -> None:
     """A random model: it trusts its own words to nobody, but times the reference's."""
     rng = np.random.default_rng(0)
