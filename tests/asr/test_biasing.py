@@ -80,7 +80,7 @@ def test_a_hotword_wins_where_it_is_likely_and_only_there(
     """The confidence of its tokens stays the model's own."""
 
     def script(text: list[int], heard: list[int]) -> list[float]:
-        if len(text) == 2:
+        if len(text) >= 2:
             return [math.log(0.9 if token == EOT else 0.01) for token in range(EOT + 1)]
         likely, rival = ((1, 5), (2, 6))[len(text)]
         if text and text[0] == 5:
@@ -175,3 +175,25 @@ def test_words_that_are_not_spoken_do_not_appear(offline: OfflineDecoder, name: 
     without = said(offline, clip(name), beam=beam)
     assert len(without.split()) > 8
     assert said(offline, clip(name), beam=beam, hotwords=DISTRACTORS) == without
+
+
+def test_a_rare_word_comes_out_right(offline: OfflineDecoder) -> None:
+    """tiny.en hears an old-sposed young man; the hotword puts it right, and so do more hypotheses."""
+    samples = clip("austen-0880.flac")
+    assert said(offline, samples) == "He was not an old-sposed young man."
+    right = "He was not an ill-disposed young man."
+    assert said(offline, samples, hotwords=("ill-disposed",)) == right
+    assert said(offline, samples, hotwords=(*DISTRACTORS, "ill-disposed")) == right
+    assert said(offline, samples, beam=4) == right
+    assert said(offline, samples, hotwords=DISTRACTORS) == "He was not an old-sposed young man."
+
+
+def test_a_prompt_is_heeded(offline: OfflineDecoder) -> None:
+    """Whisper goes on in the style of what stood before: here, without capitals and punctuation."""
+    plain = said(offline, clip("jfk.wav"))
+    prompted = said(offline, clip("jfk.wav"), prompt="and so he said it was done and they all went home " * 3)
+    assert "Americans" in plain
+    assert prompted.lower().replace(",", "").replace(".", "") == plain.lower().replace(",", "").replace(
+        ".", ""
+    )
+    assert prompted != plain
