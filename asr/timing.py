@@ -1,19 +1,39 @@
-"""Word times from cross-attention, and word confidences from token probabilities.
+"""Word times from cross-attention and loudness, and word confidences from token probabilities.
 
 The alignment heads' attention is normalised as openai-whisper does (softmax over audio, standard scores over
 tokens, median filter), then one monotone path through tokens x frames gives each token its stretch of audio.
+Attention knows which pause is meant; where in the audio it begins and ends, the loudness knows better.
 """
 
+import math
 import string
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from asr.audio import SAMPLE_RATE
 from asr.checkpoint import Vocabulary, Whisper
-from asr.encoder import FRAMES_PER_SECOND
+from asr.encoder import SAMPLES_PER_FRAME
+from asr.weights import Dims
 
 MEDIAN_WIDTH = 7  # frames
+HOPS_PER_SECOND = 100
+HOP = SAMPLE_RATE // HOPS_PER_SECOND  # samples between two values of the loudness, 10 ms
+HOPS_PER_FRAME = SAMPLES_PER_FRAME // HOP
+WINDOW = 25 * HOP // 10  # samples that a value is taken over, 25 ms
+PRE_EMPHASIS = 0.97  # lets an "s" count as much as a vowel
+SILENCE_DB = -100.0  # of digital zeros, which say nothing about the room
+OVER_FLOOR_DB = 8.0  # speech is this much louder than the room ...
+UNDER_PEAK_DB = (40.0, 15.0)  # ... and at most, and at least, this much below the peaks of the words
+REACH = 15  # hops: how far a word may grow, 150 ms
+SHORTEST_PAUSE = 6  # hops: a shorter silence beside a boundary is the closure of a "t" or "k", 60 ms
+
+MOST_CERTAIN = 5e-5  # probabilities nearer to 0 or 1 count as this near: events carry four digits
+
+Levels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -23,8 +43,38 @@ class TimedWord:
     text: str
     start: float
     end: float
-    confidence: float  # geometric mean of the token probabilities
+    confidence: float  # geometric mean of the probabilities of its spoken tokens, calibrated
     n_tokens: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A probability that the model gives -> one that may be believed: a straight line through the log-odds."""
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+    def __call__(self, probability: float) -> float:
+        return 1 / (1 + math.exp(-self.slope * log_odds(probability) - self.offset))
+
+
+RAW = Calibration()
+#: (model, final_pass) -> constants; "none" is the causal model with its adapter. Each line is what
+#: `python -m eval.calibration fit` prints for a run over training data; a new adapter needs new ones.
+CALIBRATIONS: dict[tuple[str, str], Calibration] = {}
+_SIZES = {384: "tiny", 512: "base", 768: "small", 1024: "medium"}  # by width
+
+
+def log_odds(probability: float) -> float:
+    """log(p / (1 - p)), finite for 0 and 1."""
+    p = min(max(probability, MOST_CERTAIN), 1 - MOST_CERTAIN)
+    return math.log(p / (1 - p))
+
+
+def calibration(dims: Dims, final_pass: str) -> Calibration:
+    """The constants for a model of these dimensions that decodes with `final_pass` (full | none); RAW if unknown."""
+    name = _SIZES.get(dims.n_text_state, "") + (".en" if dims.n_vocab < 51_865 else "")
+    return CALIBRATIONS.get((name, final_pass), RAW)
 
 
 def token_frames(scores: Tensor, n_frames: int) -> tuple[list[int], list[int]]:
@@ -99,8 +149,101 @@ def n_spoken(tokens: list[int], vocabulary: Vocabulary) -> int:
     return n
 
 
+def loudness(samples: Tensor | NDArray[np.float32]) -> Levels:
+    """(n,) samples of 16 kHz -> (n // HOP,) dB of full scale, pre-emphasised; value i lies at (i + 1/2) HOP."""
+    x = np.asarray(samples, np.float64)
+    n = len(x) // HOP
+    if not n:
+        return np.empty(0, np.float32)
+    emphasised = np.append(x[0], x[1:] - PRE_EMPHASIS * x[:-1])
+    energy = np.cumsum(np.pad(emphasised**2, ((WINDOW - HOP) // 2 + 1, WINDOW)))
+    first = np.arange(n) * HOP
+    power = (energy[first + WINDOW] - energy[first]) / WINDOW
+    levels: Levels = (10 * np.log10(power.clip(10 ** (SILENCE_DB / 10)))).astype(np.float32)
+    return levels
+
+
+def noise_floor(level: Levels) -> float:
+    """The loudness of the room in dB: what 90 % of the audio exceeds."""
+    heard = level[level > SILENCE_DB]
+    return float(np.percentile(heard, 10)) if len(heard) else SILENCE_DB
+
+
+def quiet_below(floor: float, peak: float) -> float:
+    """The loudness in dB that divides pauses from a word whose peak is `peak`, in a room of `floor`."""
+    low, high = (peak - under for under in UNDER_PEAK_DB)
+    return min(max(floor + OVER_FLOOR_DB, low), high)
+
+
+def refine(spans: list[tuple[int, int]], level: Levels) -> list[tuple[int, int]]:
+    """Moves the edges of words to where the pauses beside them begin and end.
+
+    Attention often leaves a pause, or half of it, to one of its words: silence is taken from a word's edges
+    whatever its length, but sound is given to a word within REACH only.
+
+    Args:
+        spans: first hop, and hop behind the last, of each word in order; neighbours may touch.
+        level: `loudness` of the audio.
+
+    Returns:
+        Spans in order, none empty, each sharing a hop with what it was; words without a pause between them
+        stay as they are.
+    """
+    n = max([len(level), *(behind for _, behind in spans)])
+    level = np.pad(level, (0, n - len(level)), constant_values=SILENCE_DB)
+    floor, peaks = noise_floor(level), [float(level[first:behind].max()) for first, behind in spans]
+    starts, ends = [first for first, _ in spans], [behind for _, behind in spans]
+    for i in range(len(spans) + 1):
+        before, after = spans[i - 1] if i else None, spans[i] if i < len(spans) else None
+        loud = level >= quiet_below(floor, min(peaks[max(0, i - 1) : i + 1]))
+        low, high = 0, n
+        earliest = (before[1] if before else spans[0][0]) - REACH
+        latest = (after[0] if after else spans[-1][1]) + REACH
+        if before:  # keeps its first sound; its loudest may be the onset of the word behind the pause
+            first = max(starts[i - 1], before[0])
+            low = first + int(np.argmax(loud[first : before[1]])) + 1
+        if after:  # keeps its last sound
+            high = after[1] - 1 - int(np.argmax(loud[after[0] : after[1]][::-1]))
+        pause = longest_pause(loud, low, high, earliest, latest)
+        if pause and before:
+            ends[i - 1] = min(pause[0], before[1] + REACH)
+        if pause and after:
+            starts[i] = max(pause[1], after[0] - REACH)
+    return list(zip(starts, ends, strict=True))
+
+
+def longest_pause(
+    loud: NDArray[np.bool_], low: int, high: int, earliest: int, latest: int
+) -> tuple[int, int] | None:
+    """The longest silence within low..high that is not over before `earliest` and begins before `latest`."""
+    edges = np.flatnonzero(np.diff(~loud[low:high], prepend=False, append=False)).reshape(-1, 2) + low
+    near = [
+        (int(first), int(behind))
+        for first, behind in edges
+        if behind > earliest and first < latest and behind - first >= SHORTEST_PAUSE
+    ]
+    return max(near, key=lambda pause: pause[1] - pause[0], default=None)
+
+
+def upper_heads(dims: Dims) -> list[tuple[int, int]]:
+    """All (layer, head) pairs of the upper half of the decoder, which follow the audio in an adapted model.
+
+    OpenAI chose the alignment heads of its own models; in the causal tiny.en they look some 0.3 s late.
+    """
+    layers = range(dims.n_text_layer // 2, dims.n_text_layer)
+    return [(layer, head) for layer in layers for head in range(dims.n_text_head)]
+
+
 def timed_words(
-    model: Whisper, audio: list[tuple[Tensor, Tensor]], tokens: list[int], n_frames: int
+    model: Whisper,
+    audio: list[tuple[Tensor, Tensor]],
+    tokens: list[int],
+    n_frames: int,
+    *,
+    samples: Tensor | NDArray[np.float32] | None = None,
+    prefix: tuple[int, ...] | None = None,
+    heads: list[tuple[int, int]] | None = None,
+    calibrate: Calibration = RAW,
 ) -> list[TimedWord]:
     """Words of `tokens` with times and confidences, by teacher-forcing them over what was heard.
 
@@ -108,25 +251,36 @@ def timed_words(
         audio: each decoder layer's cross-attention keys and values (1, H, T, D).
         tokens: text tokens, without prefix and EOT.
         n_frames: encoder frames of real audio, at most T.
+        samples: (n,) of the same audio at 16 kHz, to find the words' edges in.
+        prefix: what stood in front of the tokens, if not the vocabulary's prefix; two tokens at least.
+        heads: (layer, head) pairs whose attention follows the audio, if not the model's alignment heads.
+        calibrate: what makes a confidence of the mean probability: `calibration(model.dims, ...)`.
     """
     if not tokens:
         return []
     vocabulary = model.vocabulary
-    sequence = torch.tensor([[*vocabulary.prefix, *tokens, vocabulary.eot]], device=model.device)
-    scores, hidden = model.decoder.alignment_pass(sequence, model.alignment_heads, audio)
-    start = len(vocabulary.prefix) - 1  # the position that predicts the first token
+    prefix = prefix or vocabulary.prefix
+    sequence = torch.tensor([[*prefix, *tokens, vocabulary.eot]], device=model.device)
+    scores, hidden = model.decoder.alignment_pass(sequence, heads or model.alignment_heads, audio)
+    start = len(prefix) - 1  # the position that predicts the first token
     logprobs = model.decoder.project(hidden[start:-2]).float().log_softmax(-1)
     chosen = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
     # The row before takes the silence in front of the first word, EOT's row what follows the last.
     first, behind = (frames[1:] for frames in token_frames(scores[:, start - 1 : -1], n_frames))
-    timed, i = [], 0
-    for text, n in words_of(tokens, vocabulary):
-        last = i + n_spoken(tokens[i : i + n], vocabulary) - 1  # the pause belongs to the punctuation
+    words = words_of(tokens, vocabulary)
+    spans, confidences, i = [], [], 0
+    for _, n in words:
+        spoken = n_spoken(tokens[i : i + n], vocabulary)
+        last = i + spoken - 1  # the pause belongs to the punctuation
         end = behind[last]
         if last + 1 < len(tokens):
             end = min(end, first[last + 1])  # neighbours share a frame of the path
-        end = max(end, first[i] + 1)
-        confidence = float(chosen[i : i + n].mean().exp())
-        timed.append(TimedWord(text, first[i] / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND, confidence, n))
+        spans.append((first[i] * HOPS_PER_FRAME, max(end, first[i] + 1) * HOPS_PER_FRAME))
+        confidences.append(calibrate(float(chosen[i : i + spoken].mean().exp())))
         i += n
-    return timed
+    if samples is not None:
+        spans = refine(spans, loudness(samples))
+    return [
+        TimedWord(text, first / HOPS_PER_SECOND, behind / HOPS_PER_SECOND, confidence, n)
+        for (text, n), (first, behind), confidence in zip(words, spans, confidences, strict=True)
+    ]
