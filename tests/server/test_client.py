@@ -103,6 +103,34 @@ def test_a_broken_model_is_tried_again():
     asyncio.run(main())
 
 
+def test_every_connection_is_told_what_the_speaker_may_say(monkeypatch):
+    """Also the one after the server died; nothing is asked that was not chosen."""
+    opened = []
+    open_ = FakeEngine.open
+
+    def noting(engine, options, **rest):
+        opened.append((options.beam, options.prompt, options.hotwords))
+        return open_(engine, options, **rest)
+
+    monkeypatch.setattr(FakeEngine, "open", noting)
+
+    async def main():
+        first = await start(FakeEngine(), beam=2)
+        chosen = StreamClient(first.url, prompt="A ship.", hotwords=("Ishmael", "Moby Dick"), retries=100)
+        async with chosen as client:
+            await client.send(speech(1, 2, 0))
+            await until(lambda: client._tape.base_ms == 300)
+            await first.kill()
+            second = await start(FakeEngine(), port=first.port, beam=2)
+            await client.send(speech(3))
+            await client.close()
+            assert words(await listen(client)) == text(1, 2, 3)
+        await second.stop()
+
+    asyncio.run(main())
+    assert opened == [(2, "A ship.", ("Ishmael", "Moby Dick"))] * 2
+
+
 def test_a_server_that_never_comes_back_is_an_error():
     async def main():
         running = await start(FakeEngine())
