@@ -187,10 +187,10 @@ def measure(
             session.receive_samples(audio[start : start + n_chunk])
             n_heard += n_chunk
             heard.steps.append(_answer(engine, session, n_heard))
+            if (now_mb := memory_mb()) is not None:
+                heard.memory_mb.append((n_heard / SAMPLE_RATE, now_mb))
         rest = audio[len(audio) // n_chunk * n_chunk :]
         heard.said.append(utterance)
-        if (now_mb := memory_mb()) is not None:
-            heard.memory_mb.append((n_heard / SAMPLE_RATE, now_mb))
         progress(n_heard / SAMPLE_RATE, 60 * minutes, "joined")
     if len(rest):
         session.receive_samples(rest)
