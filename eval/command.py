@@ -1,10 +1,20 @@
 """`asr-stream eval`. Only the command line is imported with this file, so that help comes at once."""
 
+import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
+
+if TYPE_CHECKING:
+    from eval.report import Report
+    from eval.sweep import Condition
+
+INTERRUPTED = 130  # exit code
+WORTH_A_PROCESS = 8  # recognitions: starting a process takes as long as some of them
 
 app = typer.Typer(add_completion=False)
 
@@ -20,42 +30,139 @@ class House(Protocol):
 @app.command("eval")
 def evaluate(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="A manifest (JSON lines) or a LibriSpeech tree.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/... if not given.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a tree.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="JSON lines with word times.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first utterances.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = True,
-    model: Annotated[str, typer.Option(help="Base model: tiny.en, base.en or a checkpoint.")] = "tiny.en",
-    adapter: Annotated[
-        str | None, typer.Option(help="Folder of an adapter instead of the shipped one.")
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A manifest (JSON lines), or a LibriSpeech tree as torchaudio lays it out."),
     ] = None,
-    chunk_ms: Annotated[int, typer.Option(help="Audio per step: 100 to 1000 in steps of 20.")] = 300,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/... if not given.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a tree, as test-clean.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Get the split, if it is not there.")] = False,
+    words: Annotated[
+        Path | None,
+        typer.Option(
+            "--words",
+            "--labels",
+            help="JSON lines {id, words: [[word, start s, end s], ...]}, or [word, end s].",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first utterances.")] = None,
+    baselines: Annotated[str, typer.Option(help="To compare with: offline,local-agreement.")] = "",
+    chunk_ms: Annotated[
+        str, typer.Option(help="Audio per step: 100 to 1000 in steps of 20; 100,300 sweeps.")
+    ] = "300",
+    beam: Annotated[str, typer.Option(help="Hypotheses kept; 1,4 sweeps.")] = "",
+    delay_ms: Annotated[
+        str, typer.Option(help="How long the model waits after a word's end; 0,200 sweeps.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="Base model: tiny.en, base.en or the path of a checkpoint.")
+    ] = "tiny.en",
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Folder of an adapter instead of the shipped one; `none` for experiments."),
+    ] = None,
     final_pass: Annotated[
         Literal["full", "none"], typer.Option(help="Whether the base model hears each utterance again.")
     ] = "full",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the model.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes of one thread each; as many as cores for much work. 1 measures compute alone.",
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Clips at once in one engine: faster, but no compute figures.")
+    ] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the model; torch decides if not given.")
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Hear the audio at the speed of speech.")
+    ] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = True,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Instead, compare two report.json.")
+    ] = None,
 ) -> None:
     """Measure word error rate, delay and compute on transcribed speech. Interrupted, it goes on when run again."""
-    from eval.datasets import load
-    from eval.report import as_markdown
-    from eval.run import evaluate as run
+    if compare is not None:
+        from eval.compare import compare as table
 
-    house: House = context.obj
-    utterances = load(data, split, labels=labels)[:limit]
-    out = out or Path("runs") / f"{data.stem}-{Path(model).name}-{chunk_ms}ms"
-    out.mkdir(parents=True, exist_ok=True)
-    engine = house.build_engine(model, slots=1, threads=threads, adapter=adapter, final_pass_thread=False)
-    with house.progress("evaluating") as show:
-        report = run(
-            engine,
-            utterances,
-            chunk_ms=chunk_ms,
-            final_pass=final_pass,
-            out=out,
-            policy=house.describe_adapter(model, adapter),
-            resume=resume,
-            progress=show,
+        typer.echo(table(*compare))
+        return
+    if data is None:
+        raise ValueError(
+            "say what to evaluate: a manifest or a LibriSpeech tree (see `asr-stream eval --help`)"
         )
-    typer.echo(as_markdown(report.summary))
-    typer.echo(f"the report is in {out}")
+    from eval import datasets, sweep
+    from eval.jobs import Workshop
+
+    settings = sweep.conditions(
+        chunk_ms=_numbers("chunk-ms", chunk_ms),
+        beam=_numbers("beam", beam),
+        delay_ms=_numbers("delay-ms", delay_ms),
+        final_pass=final_pass,
+        baselines=[name.strip() for name in baselines.split(",") if name.strip()],
+    )
+    if download:
+        if split is None:
+            raise ValueError("--download needs --split, as in --split test-clean")
+        datasets.download(data, split)
+    utterances = datasets.load(data, split, labels=words)[:limit]
+    n_recognitions = len(utterances) * len(settings)
+    if jobs is None:
+        jobs = 1 if realtime else max(1, min(len(os.sched_getaffinity(0)), n_recognitions // WORTH_A_PROCESS))
+    if threads is None and jobs > 1:
+        threads = 1
+    house: House = context.obj
+    build = partial(
+        house.build_engine, model, slots=batch, threads=threads, adapter=adapter, final_pass_thread=False
+    )
+    plan = sweep.Plan(
+        utterances,
+        settings,
+        out or Path("runs") / f"{data.stem}-{Path(model).name}-{chunk_ms.replace(',', '-')}ms",
+        policy=house.describe_adapter(model, adapter),
+        jobs=jobs,
+        batch=batch,
+        realtime=realtime,
+        resume=resume,
+    )
+    plan.out.mkdir(parents=True, exist_ok=True)
+    done = total = 0
+    try:
+        with house.progress("evaluating") as show:
+
+            def progress(n: int, of: int, what: str) -> None:
+                nonlocal done, total
+                done, total = n, of
+                show(n, of, f"{n} of {of}  {what}")
+
+            reports = sweep.evaluate(plan, Workshop(build, model, threads), progress)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {done} of {total} are done; the same command goes on from there", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo(_tell(plan.out, reports))
+
+
+def _tell(out: Path, reports: "dict[Condition, Report]") -> str:
+    """Writes what people look at, and says the short of it."""
+    from eval.page import Page, headline, page
+    from eval.plots import entries
+    from eval.sweep import write_overview
+
+    write_overview(out, reports)
+    some = entries(reports)
+    page(some).write(out)
+    table = Page("", (headline(some),)).as_markdown().strip("# \n")
+    return f"{table}\n\nthe report is in {out} (report.html, report.md, report.json)"
+
+
+def _numbers(name: str, text: str) -> Sequence[int]:
+    try:
+        return [int(number) for number in text.split(",") if number.strip()]
+    except ValueError:
+        raise ValueError(
+            f"--{name} takes numbers with commas between them, as 100,300, not {text!r}"
+        ) from None

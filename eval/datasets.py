@@ -57,6 +57,28 @@ def load(path: Path | str, split: str | None = None, *, labels: Path | str | Non
     return utterances if labels is None else _with_labels(utterances, Path(labels))
 
 
+def download(root: Path | str, split: str) -> None:
+    """Gets a split of LibriSpeech into `root`, with torchaudio's own downloader, unless it is there.
+
+    Raises DatasetError where there is no such split, no network or no place for it.
+    """
+    from torchaudio.datasets import LIBRISPEECH  # imports torch: others read manifests without
+
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        LIBRISPEECH(root, split, download=True)
+    except ValueError as error:
+        raise DatasetError(
+            f"LibriSpeech has no split {split!r}; test-clean and test-other are usual"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise DatasetError(
+            f"LibriSpeech {split} cannot be downloaded ({error}): "
+            f"check the network, or unpack {split}.tar.gz from openslr.org/12 into {root}"
+        ) from error
+
+
 def _librispeech(path: Path, split: str | None) -> Iterator[Utterance]:
     for folder in _split_folders(path, split):
         corpus = f"librispeech/{folder.name}"
@@ -98,7 +120,7 @@ def _transcripts(chapter: Path) -> dict[str, str]:
 
 
 def _manifest(path: Path) -> Iterator[Utterance]:
-    for where, row in _json_lines(path):
+    for where, row in json_lines(path):
         if not isinstance(row.get("audio"), str):
             raise DatasetError(f'{where}: no "audio" (a path relative to the manifest)')
         audio = path.parent / row["audio"]
@@ -118,7 +140,7 @@ def _with_labels(utterances: Sequence[Utterance], path: Path) -> list[Utterance]
     if not path.is_file():
         raise DatasetError(f"{path}: no such file")
     words: dict[str, tuple[TimedWord, ...]] = {}
-    for where, row in _json_lines(path):
+    for where, row in json_lines(path):
         utterance_id = _text(where, row, "id")
         if utterance_id is None or "words" not in row:
             raise DatasetError(f'{where}: needs "id" and "words"')
@@ -126,7 +148,7 @@ def _with_labels(utterances: Sequence[Utterance], path: Path) -> list[Utterance]
     return [replace(one, words=words.get(one.id, one.words)) for one in utterances]
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of each line that is not blank."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -8,6 +8,7 @@ Words are compared by their normalized form, so that a comma that comes later ch
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ import numpy as np
 
 from eval.datasets import TimedWord
 from eval.trace import Trace
-from eval.wer import matching_words, normalize
+from eval.wer import Edits, count_edits, matching_words, normalize
 from streaming.events import Final, Partial
+
+LONGEST_WORD_S = 0.6  # where only the end of a word is known
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,28 @@ def first_word_delay(trace: Trace, reference: Sequence[TimedWord]) -> Moment | N
     return moments(trace)[first].since(spoken[0].end_s * 1_000)
 
 
+def errors_so_far(trace: Trace, reference: Sequence[TimedWord]) -> tuple[Edits, Edits]:
+    """At every chunk end, what was shown against the words that had begun by then, added up: RWER's edits.
+
+    Returns:
+        The edits with the words begun by the chunk's end, and by the end of its compute (ARWER).
+    """
+    begun_ms = [_start_s(reference, i) * 1_000 for i in range(len(reference))]
+
+    def said_by(time_ms: float) -> str:
+        return " ".join(reference[i].word for i in range(len(reference)) if begun_ms[i] <= time_ms)
+
+    shown: dict[int, str] = {}
+    unaware, aware = Edits(), Edits()
+    for step in trace.steps[:-1]:  # the last is the flush
+        shown |= {event.utterance: event.text for event in step.events if isinstance(event, Partial)}
+        text = " ".join(shown.values())
+        unaware += count_edits(said_by(step.audio_ms), text)
+        if not math.isnan(step.compute_s):
+            aware += count_edits(said_by(step.audio_ms + step.compute_s * 1_000), text)
+    return unaware, aware
+
+
 def revisions(trace: Trace) -> Revisions:
     """A word is withdrawn when the next partial shows another one, or none, in its place.
 
@@ -134,10 +159,18 @@ def revisions(trace: Trace) -> Revisions:
 
 
 def percentiles(values: Sequence[float], points: Sequence[int]) -> dict[str, float] | None:
-    """{"p50": ...} of the values, interpolated linearly; None of nothing."""
-    if not values:
+    """{"p50": ...} of the values, interpolated linearly; None of nothing, and where they were not measured."""
+    if not values or math.isnan(math.fsum(values)):
         return None
     return {f"p{point}": round(float(np.percentile(values, point)), 3) for point in points}
+
+
+def _start_s(reference: Sequence[TimedWord], i: int) -> float:
+    """When word `i` began; where only ends are known, at the end before it, but not long before its own."""
+    word = reference[i]
+    if word.start_s is not None:
+        return word.start_s
+    return max(reference[i - 1].end_s if i else 0.0, word.end_s - LONGEST_WORD_S)
 
 
 def _key(word: str) -> str:

@@ -1,5 +1,9 @@
-"""What happened while one utterance was recognised: everything that is measured is computed from this."""
+"""What happened while one utterance was recognised: everything that is measured is computed from this.
 
+A time that was not measured is NaN here, as every number that is computed from it, and null in files.
+"""
+
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +19,7 @@ class Step:
     """One arrival of audio (or its end) and what the recogniser answered to it."""
 
     audio_ms: float  # audio that had arrived
-    compute_s: float  # how long the answer took
+    compute_s: float  # how long the answer took; NaN where many were recognised at once
     events: tuple[Event, ...]
 
     @property
@@ -31,6 +35,7 @@ class Trace:
     utterance_id: str
     audio_s: float
     steps: tuple[Step, ...]
+    cpu_s: float = math.nan  # of all threads, unlike the wall clock of the steps
 
     @property
     def compute_s(self) -> float:
@@ -55,10 +60,11 @@ class Trace:
         return {
             "id": self.utterance_id,
             "audio_s": self.audio_s,
+            "cpu_s": _null_if_nan(self.cpu_s),
             "steps": [
                 {
                     "audio_ms": step.audio_ms,
-                    "compute_s": step.compute_s,
+                    "compute_s": _null_if_nan(step.compute_s),
                     "events": [_event_as_json(event) for event in step.events],
                 }
                 for step in self.steps
@@ -71,12 +77,20 @@ class Trace:
         steps = tuple(
             Step(
                 step["audio_ms"],
-                step["compute_s"],
+                _nan_if_null(step["compute_s"]),
                 tuple(_event_from_json(event) for event in step["events"]),
             )
             for step in row["steps"]
         )
-        return cls(row["id"], row["audio_s"], steps)
+        return cls(row["id"], row["audio_s"], steps, _nan_if_null(row.get("cpu_s")))
+
+
+def _null_if_nan(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else seconds
+
+
+def _nan_if_null(seconds: float | None) -> float:
+    return math.nan if seconds is None else seconds
 
 
 def _event_as_json(event: Event) -> dict[str, Any]:

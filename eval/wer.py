@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import jiwer
 import numpy as np
+from numpy.typing import NDArray
 from whisper.normalizers import EnglishTextNormalizer
 
 with warnings.catch_warnings():  # it leaves closing its spelling table to the garbage collector
@@ -87,17 +88,57 @@ def bootstrap_interval(
 
     None where fewer than two utterances have reference words: one utterance says nothing about spread.
     """
-    errors = np.array([one.errors for one in edits], dtype=np.int64)
-    words = np.array([one.reference_words for one in edits], dtype=np.int64)
-    if np.count_nonzero(words) < 2:
+    if sum(one.reference_words > 0 for one in edits) < 2:
         return None
+    [rates] = _resampled_rates([edits], resamples, seed)
+    return _interval(rates, level)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two error rates over the same utterances differ, B minus A."""
+
+    rate_a: float
+    rate_b: float
+    interval: tuple[float, float]
+    better_b: float  # in how many of the resamples B's rate is the lower one; a tie counts half
+
+    @property
+    def rate(self) -> float:
+        return self.rate_b - self.rate_a
+
+
+def paired_bootstrap(
+    a: Sequence[Edits], b: Sequence[Edits], *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> Difference | None:
+    """Compares two systems on the same utterances, in the same order, which are drawn together.
+
+    None where fewer than two utterances have reference words.
+    """
+    total_a, total_b = pooled(a), pooled(b)
+    if sum(one.reference_words > 0 for one in a) < 2 or total_a.rate is None or total_b.rate is None:
+        return None
+    rates_a, rates_b = _resampled_rates([a, b], resamples, seed)
+    better = float(np.mean((rates_b < rates_a) + 0.5 * (rates_b == rates_a)))
+    return Difference(total_a.rate, total_b.rate, _interval(rates_b - rates_a, level), better)
+
+
+def _resampled_rates(
+    systems: Sequence[Sequence[Edits]], resamples: int, seed: int
+) -> list[NDArray[np.float64]]:
+    """Each system's pooled rates over the same draws of utterances; draws without reference words are left out."""
     generator = np.random.default_rng(seed)
-    rates = []
-    for _ in range(resamples):
-        drawn = generator.integers(0, len(words), len(words))
-        if n_words := words[drawn].sum():
-            rates.append(errors[drawn].sum() / n_words)
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    errors = np.array([[one.errors for one in edits] for edits in systems])  # (systems, utterances)
+    words = np.array([[one.reference_words for one in edits] for edits in systems])
+    n = errors.shape[1]
+    weights = generator.multinomial(n, np.full(n, 1 / n), size=resamples)  # how often each one is drawn
+    n_errors, n_words = errors @ weights.T, words @ weights.T  # (systems, resamples)
+    usable = (n_words > 0).all(axis=0)
+    return list(n_errors[:, usable] / n_words[:, usable])
+
+
+def _interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

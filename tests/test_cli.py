@@ -195,6 +195,12 @@ def test_bad_audio_is_one_line_and_exit_code_2(hearing, tmp_path: Path, make, me
         (("mic", "--url", "http://nowhere", "--list-devices"), ""),
         (("eval", "/no/such/data"), "no such file or folder"),
         (("eval", SAMPLES / "README.md"), "bad JSON"),
+        (("eval",), "say what to evaluate"),
+        (("eval", SAMPLES, "--chunk-ms", "300;500"), "--chunk-ms takes numbers"),
+        (("eval", SAMPLES, "--chunk-ms", "300,310"), "chunk_ms must be"),
+        (("eval", SAMPLES, "--baselines", "online"), "no baseline is called 'online'"),
+        (("eval", SAMPLES, "--download"), "--download needs --split"),
+        (("eval", "--compare", "/no/a.json", "/no/b.json"), "name two report.json"),
         (("align", SAMPLES / "README.md", "--out", "/dev/null"), "/dev/null"),
         (("train", "careless", "--data", SAMPLES, "--out", "/tmp"), "aligned.jsonl: No such file"),
         (("models", "path", "huge.xx"), "name one of"),
@@ -258,13 +264,35 @@ def test_models_are_listed_with_what_is_here(cli):
 
 
 def test_evaluation_prints_its_table_and_goes_on(hearing, tmp_path: Path):
-    words = ("eval", SAMPLES / "manifest.jsonl", "--out", tmp_path / "run", "--final-pass", "none")
-    assert hearing(*words, "--limit", 1).exit_code == 0
-    before = (tmp_path / "run" / "report.json").read_bytes()
-    done = hearing(*words, "--limit", 1)
-    assert "| WER, streaming |" in done.stdout
-    assert (tmp_path / "run" / "report.json").read_bytes() == before
-    assert_refused(hearing(*words, "--chunk-ms", 500), "holds a run with chunk_ms 300")
+    clip = next(line for line in (SAMPLES / "manifest.jsonl").read_text().splitlines() if CLIP.name in line)
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps(json.loads(clip) | {"audio": str(CLIP)}))
+    run = tmp_path / "run"
+    words = ("eval", manifest, "--out", run, "--final-pass", "none", "--chunk-ms", 500)
+    first = hearing(*words)
+    assert first.exit_code == 0, (first.stderr, first.exception)
+    before = (run / "report.json").read_bytes()
+    assert json.loads(before)["word_times"] == "the reference aligned by tiny.en (1)"
+    done = hearing(*words)
+    assert done.stdout == first.stdout
+    assert "| asr-stream, 500 ms | " in done.stdout
+    assert (run / "report.json").read_bytes() == before
+    assert {path.name for path in run.glob("report.*")} == {"report.html", "report.json", "report.md"}
+    assert_refused(hearing(*words[:-1], 300), "holds a run with chunk_ms 500")
+
+    same = hearing("eval", "--compare", run / "report.json", run / "report.json")
+    assert "1 common utterances" in same.stdout, same.exception
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(hearing, tmp_path: Path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eval.sweep.work", interrupt)
+    done = hearing("eval", SAMPLES / "manifest.jsonl", "--out", tmp_path / "run")
+    assert done.exit_code == 130
+    assert "interrupted: 0 of " in done.stderr
+    assert "the same command goes on from there" in done.stderr
 
 
 def test_alignment_and_training_go_on_where_they_stopped(cli, make_tiny, tmp_path: Path, monkeypatch):

@@ -1,4 +1,4 @@
-"""An engine that reads its words off the loudness of the samples, so that audio decides what is said."""
+"""Fakes: an engine that reads its words off the loudness of the samples, so that audio decides what is said."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,22 +71,23 @@ class ScriptedSession:
 
 
 class ScriptedEngine:
-    """One session at a time; `opened` counts them, `fails_at` makes one of them fail."""
+    """`opened` counts its sessions, `fails_at` makes one of them fail."""
 
     model_name = "scripted"
 
     def __init__(self, *, fails_at: int | None = None, fault: Event | None = None) -> None:
         self.opened = 0
+        self._sessions: list[ScriptedSession] = []
         self._fails_at, self._fault = fails_at, fault
 
     def open(self, options) -> ScriptedSession:
         self.opened += 1
         fatal = self._fault if self.opened == self._fails_at else None
-        self._session = ScriptedSession(options.final_pass, fatal)
-        return self._session
+        self._sessions.append(ScriptedSession(options.final_pass, fatal))
+        return self._sessions[-1]
 
     def step(self) -> bool:
-        return self._session.step()
+        return any(session.step() for session in self._sessions)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from torchaudio.datasets import LIBRISPEECH
 
-from eval.datasets import DatasetError, TimedWord, Utterance, load
+from eval.datasets import DatasetError, TimedWord, Utterance, download, load
 
 TEXTS = {
     "test-clean/84/121123/84-121123-0000": "GO DO YOU HEAR",
@@ -143,3 +143,25 @@ def test_audio_without_a_transcript_is_an_error(tree: Path) -> None:
     (tree / "LibriSpeech/test-clean/26/495/26-495.trans.txt").write_text("26-495-0009 SOMETHING ELSE\n")
     with pytest.raises(DatasetError, match=r"26-495-0000.flac: no transcript"):
         load(tree, "test-clean")
+
+
+def test_a_split_is_downloaded_by_torchaudio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "torchaudio.datasets.librispeech._download_librispeech", lambda root, url: asked.append((root, url))
+    )
+    download(tmp_path / "data", "test-clean")
+    assert asked == [(str(tmp_path / "data"), "test-clean")]
+
+
+def test_without_network_or_with_a_wrong_split_a_download_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(root: str, url: str) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torchaudio.datasets.librispeech._download_librispeech", fail)
+    with pytest.raises(DatasetError, match=r"Name or service not known.*unpack test-clean.tar.gz"):
+        download(tmp_path, "test-clean")
+    with pytest.raises(DatasetError, match="no split 'test-dirty'"):
+        download(tmp_path, "test-dirty")

@@ -1,5 +1,7 @@
 """Delays on traces made by hand; every expected number is worked out in the comments."""
 
+import math
+
 import pytest
 
 from eval.datasets import TimedWord
@@ -7,6 +9,7 @@ from eval.latency import (
     Moment,
     Revisions,
     emission_delays,
+    errors_so_far,
     final_delays,
     first_word_delay,
     moments,
@@ -16,6 +19,7 @@ from eval.latency import (
     spoken_ends_ms,
 )
 from eval.trace import Step, Trace
+from eval.wer import Edits
 from streaming.events import Closed, Endpoint, Event, Final, Partial
 
 
@@ -138,3 +142,25 @@ def test_revisions(texts: list[str], withdrawn: int, kept: int) -> None:
 def test_percentiles_interpolate_and_nothing_has_none() -> None:
     assert percentiles([0, 10, 20, 30, 40], (50, 90)) == {"p50": 20, "p90": 36}
     assert percentiles([], (50,)) is None
+
+
+def test_errors_so_far_are_counted_at_every_chunk_end_against_the_words_begun_by_then() -> None:
+    reference = [TimedWord("the", 0.1, 0.2), TimedWord("cat", 0.55, 0.8), TimedWord("sat", 1.25, 1.5)]
+    unaware, aware = errors_so_far(CAT, reference)
+    # Chunk ends at 300, 600, ..., 1500; the flush is none. Begun by then: the | the cat | the cat | the cat | all.
+    # Shown: nothing (a deletion) | the cap (a substitution) | the cat | the cat | the cat sat.
+    assert unaware == Edits(hits=1 + 2 + 2 + 3, substitutions=1, deletions=1)
+    # With 100 ms of compute, "sat" has begun when the answer to the chunk to 1200 comes.
+    assert aware == Edits(hits=1 + 2 + 2 + 3, substitutions=1, deletions=2)
+
+
+def test_words_of_unknown_start_begin_where_the_one_before_ended_or_not_long_before_their_end() -> None:
+    silent = trace((), (), (), compute_s=math.nan)  # chunks end at 300 and 600; compute is unknown
+    follows = [TimedWord("cats", None, 0.2), TimedWord("sat", None, 0.6)]  # begins at 0.2
+    assert errors_so_far(silent, follows) == (Edits(deletions=2 + 2), Edits())
+    after_a_pause = [TimedWord("cats", None, 0.2), TimedWord("sat", None, 1.1)]  # begins at 0.5
+    assert errors_so_far(silent, after_a_pause)[0] == Edits(deletions=1 + 2)
+
+
+def test_percentiles_of_what_was_not_measured_are_absent() -> None:
+    assert percentiles([1.0, math.nan], (50,)) is None

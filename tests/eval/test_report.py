@@ -1,13 +1,15 @@
 """The report: stable keys, absent where nothing was measured, numbers worked out by hand."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.datasets import TimedWord, Utterance
-from eval.report import as_markdown, summarize, write_atomically
+from eval.report import kept_entries, report, write_atomically, write_json
 from eval.trace import Step, Trace
 from streaming.events import Final, Partial, Word
 
@@ -40,7 +42,7 @@ UNKNOWN = recognised("3", "hm well", "well")
 
 
 def test_every_key_and_number_of_the_report() -> None:
-    summary = summarize(SETTINGS, [ANN, BOB, UNKNOWN], MACHINE).summary
+    summary = report(SETTINGS, [ANN, BOB, UNKNOWN], MACHINE).summary
     versions = summary.pop("versions")
     assert {"python", "torch", "jiwer"} <= versions.keys()
     low, high = summary.pop("wer_ci")
@@ -57,6 +59,8 @@ def test_every_key_and_number_of_the_report() -> None:
         "edits": {"hits": 2, "substitutions": 1, "deletions": 1, "insertions": 0, "reference_words": 4},
         "final_wer": 0.25,
         "final_edits": {"hits": 3, "substitutions": 0, "deletions": 1, "insertions": 0, "reference_words": 4},
+        "rwer": 1.0,  # at 300 and 600 ms "the" has begun and "the cap" is shown: an insertion each
+        "arwer": 1.0,
         "rtf": 0.1,
         "chunk_compute_ms": {"p50": 20.0, "p95": 30.0, "max": 30.0},  # 30, 10, 30, 10, 30, 10
         "finish_compute_ms": {"p50": 20.0, "p95": 20.0, "max": 20.0},
@@ -81,7 +85,7 @@ def test_every_key_and_number_of_the_report() -> None:
 
 
 def test_what_was_not_measured_is_absent() -> None:
-    summary = summarize(SETTINGS, [UNKNOWN], MACHINE).summary
+    summary = report(SETTINGS, [UNKNOWN], MACHINE).summary
     assert not summary.keys() & {
         "wer",
         "wer_ci",
@@ -97,13 +101,13 @@ def test_what_was_not_measured_is_absent() -> None:
 
 def test_silence_that_stays_silent_has_edits_but_no_rate() -> None:
     noise = Utterance("noise", Path("noise.wav"), "")
-    summary = summarize(SETTINGS, [(noise, Trace("noise", 0.3, (Step(300, 0.01, ()),)))], MACHINE).summary
+    summary = report(SETTINGS, [(noise, Trace("noise", 0.3, (Step(300, 0.01, ()),)))], MACHINE).summary
     assert summary["edits"]["insertions"] == 0
     assert not summary.keys() & {"wer", "revision_rate"}
 
 
 def test_each_utterance_has_its_words_and_when_they_came() -> None:
-    [row] = summarize(SETTINGS, [ANN], MACHINE).utterances
+    [row] = report(SETTINGS, [ANN], MACHINE).utterances
     assert (row["reference"], row["hypothesis"], row["final"]) == ("the cat", "the cap", "The cat.")
     assert row["shown"][0] == {
         "text": "the",
@@ -117,24 +121,29 @@ def test_each_utterance_has_its_words_and_when_they_came() -> None:
     assert row["words"][0] == {"text": "The", "start_ms": 0, "end_ms": 100, "confidence": 0.9}
 
 
-def test_the_three_files(tmp_path: Path) -> None:
-    report = summarize(SETTINGS, [ANN, BOB], MACHINE)
-    report.write(tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text()) == report.summary
+def test_both_files(tmp_path: Path) -> None:
+    made = report(SETTINGS, [ANN, BOB], MACHINE)
+    made.write(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == made.summary
     lines = (tmp_path / "utterances.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["1", "2"]
-    assert "| WER, streaming | 50.00% (95 %: 50.00% to 50.00%) |" in (tmp_path / "report.md").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "report.json",
-        "report.md",
-        "utterances.jsonl",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "utterances.jsonl"]
 
 
-def test_the_table_leaves_out_what_was_not_measured() -> None:
-    table = as_markdown(summarize(SETTINGS, [UNKNOWN], MACHINE).summary)
-    assert "WER" not in table
-    assert "Compute / audio | 0.100" in table
+def test_times_that_were_not_measured_are_absent_everywhere() -> None:
+    utterance, trace = ANN
+    steps = tuple(replace(step, compute_s=math.nan) for step in trace.steps)
+    made = report(SETTINGS, [(utterance, replace(trace, steps=steps))], MACHINE)
+    assert not made.summary.keys() & {"rtf", "chunk_compute_ms", "arwer", "computation_aware"}
+    assert made.summary["emission_delay_ms"]["p50"] == 100
+    assert made.summary["rwer"] == 1
+    json.dumps([made.summary, *made.utterances], allow_nan=False)
+
+
+def test_what_other_measurements_added_to_a_report_is_kept(tmp_path: Path) -> None:
+    assert kept_entries(tmp_path) == {}
+    write_json(tmp_path / "report.json", {"wer": 0.5, "timestamps": {"start_mae_ms": 40}})
+    assert kept_entries(tmp_path) == {"timestamps": {"start_mae_ms": 40}}
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

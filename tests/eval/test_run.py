@@ -1,105 +1,53 @@
-"""A run from audio files to a report with a scripted engine, interrupted and resumed."""
+"""Audio through a session as it would arrive, one clip or several at once."""
 
-import json
+import math
 from collections.abc import Callable
-from pathlib import Path
 
+import numpy as np
 import pytest
 
-from eval.datasets import TimedWord, Utterance
-from eval.run import EvaluationError, evaluate
+from eval.run import EvaluationError, recognise, recognise_together
 from streaming.events import Fault
-
-WARM_UP = 1  # session
-
-
-@pytest.fixture
-def utterances(tmp_path: Path, record: Callable[[Path, list[int]], Path]) -> list[Utterance]:
-    """WORDS are one, small, step, for, man; 0 is 300 ms of silence."""
-    small = record(tmp_path / "small.flac", [1, 2, 3])
-    man = record(tmp_path / "man.flac", [0, 4, 5])
-    quiet = record(tmp_path / "quiet.flac", [0, 0])
-    return [
-        Utterance("small", small, "one small step", words=(TimedWord("one", None, 0.25),)),
-        Utterance("man", man, "for a man"),
-        Utterance("quiet", quiet, ""),
-    ]
+from streaming.session import SessionOptions
 
 
-def test_one_pass_gives_both_texts(engine: Callable, utterances: list[Utterance], tmp_path: Path) -> None:
-    done: list[tuple[int, int]] = []
-    scripted = engine()
-    report = evaluate(scripted, utterances, out=tmp_path / "out", progress=lambda n, of: done.append((n, of)))
-    assert scripted.opened == WARM_UP + len(utterances)
-    assert done == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert [row["hypothesis"] for row in report.utterances] == ["one small step", "for man", ""]
-    assert [row["final"] for row in report.utterances] == ["one small step", "for a man", ""]
-    assert (report.summary["wer"], report.summary["final_wer"]) == (pytest.approx(1 / 6, abs=1e-6), 0)
-    assert (
-        report.summary["emission_delay_ms"]["p50"] == 50
-    )  # "one" ends at 250, is shown with the chunk to 300
-    assert report.summary["final_delay_ms"]["p50"] == 350  # and promised with the next one
-    assert report.summary["audio_seconds"] == 2.4
-    assert json.loads((tmp_path / "out/report.json").read_text()) == report.summary
+def said(*words: int) -> np.ndarray:
+    """300 ms of each of tests/eval/conftest.py's WORDS."""
+    return np.repeat(np.array(words, dtype=np.float32) / 10, 4_800)
 
 
-def test_without_a_second_pass_its_error_rate_is_absent(
-    engine: Callable, utterances: list[Utterance], tmp_path: Path
-) -> None:
-    report = evaluate(engine(), utterances, out=tmp_path / "out", final_pass="none")
-    assert "final_wer" not in report.summary  # there was none: absent means not measured
+def test_audio_arrives_in_chunks_and_ends_with_what_is_left(engine: Callable) -> None:
+    trace = recognise(engine(), "small", said(1, 2, 3), SessionOptions(chunk_ms=400))
+    assert [step.audio_ms for step in trace.steps] == [400, 800, 900, 900]
+    assert trace.audio_s == 0.9
+    assert all(step.compute_s >= 0 for step in trace.steps)
+    assert trace.cpu_s >= 0
 
 
-def test_audio_arrives_in_chunks_and_ends_with_what_is_left(
-    engine: Callable, utterances: list[Utterance], tmp_path: Path
-) -> None:
-    evaluate(engine(), utterances[:1], out=tmp_path / "out", chunk_ms=400)
-    trace = json.loads((tmp_path / "out/traces.jsonl").read_text())
-    assert [step["audio_ms"] for step in trace["steps"]] == [400, 800, 900, 900]
+def test_one_pass_gives_both_texts(engine: Callable) -> None:
+    trace = recognise(engine(), "man", said(4, 5), SessionOptions())
+    assert (trace.streaming_text, trace.final_text) == ("for man", "for a man")
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    engine: Callable, utterances: list[Utterance], tmp_path: Path
-) -> None:
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    breaks = engine(fails_at=WARM_UP + 3, fault=Fault("internal", "out of memory", True))
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_together_clips_give_what_each_gives_alone_but_for_compute(engine: Callable, at_once: int) -> None:
+    clips = {"small": said(1, 2, 3), "man": said(0, 4, 5), "quiet": said(0), "long": said(1, 1, 2, 2, 3)}
+    together = recognise_together(engine(), list(clips.items()), SessionOptions(), at_once=at_once)
+    assert [trace.utterance_id for trace in together] == list(clips)
+    for trace in together:
+        alone = recognise(engine(), trace.utterance_id, clips[trace.utterance_id], SessionOptions())
+        assert [(s.audio_ms, s.events) for s in trace.steps] == [(s.audio_ms, s.events) for s in alone.steps]
+        assert all(math.isnan(step.compute_s) for step in trace.steps)
+        assert math.isnan(trace.cpu_s)
+
+
+def test_a_fatal_fault_is_the_engines_failure(engine: Callable) -> None:
+    broken = engine(fails_at=1, fault=Fault("internal", "out of memory", True))
     with pytest.raises(EvaluationError, match="out of memory"):
-        evaluate(breaks, utterances, out=out)
-    assert not (out / "report.json").exists()
-    with (out / "traces.jsonl").open("a") as log:
-        log.write('{"id": "quiet", "aud')  # cut short by the interruption
-
-    resumed = engine()
-    report = evaluate(resumed, utterances, out=out)
-    assert resumed.opened == WARM_UP + 1
-    assert [row["id"] for row in report.utterances] == ["small", "man", "quiet"]
-    expected = evaluate(engine(), utterances, out=whole)
-    assert report.summary["edits"] == expected.summary["edits"]
-    assert report.summary["emission_delay_ms"] == expected.summary["emission_delay_ms"]
-    assert len((out / "traces.jsonl").read_text().splitlines()) == 3
-
-    finished = engine()
-    assert evaluate(finished, utterances, out=out) == report
-    assert finished.opened == 0
+        recognise(broken, "small", said(1), SessionOptions())
 
 
-def test_a_folder_with_another_run_is_refused_or_forgotten(
-    engine: Callable, utterances: list[Utterance], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    evaluate(engine(), utterances, out=out, chunk_ms=300)
-    with pytest.raises(EvaluationError, match="chunk_ms 300 and not 600"):
-        evaluate(engine(), utterances, out=out, chunk_ms=600)
-    report = evaluate(engine(), utterances, out=out, chunk_ms=600, resume=False)
-    assert report.summary["chunk_ms"] == 600
-    assert len((out / "traces.jsonl").read_text().splitlines()) == 3
-
-
-def test_traces_that_are_none_are_one_clear_line(
-    engine: Callable, utterances: list[Utterance], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    evaluate(engine(), utterances, out=out)
-    (out / "traces.jsonl").write_text('{"id": "small"}\n')
-    with pytest.raises(EvaluationError, match="not the traces of an evaluation"):
-        evaluate(engine(), utterances, out=out)
+def test_a_session_must_close(engine: Callable) -> None:
+    talker = engine(fails_at=1, fault=Fault("slow", "late", False))  # says this, and nothing more
+    with pytest.raises(EvaluationError, match="small: the session did not close"):
+        recognise(talker, "small", said(1), SessionOptions())

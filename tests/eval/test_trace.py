@@ -1,6 +1,7 @@
 """What is kept of a run: the two texts, and the way to a file and back."""
 
 import json
+import math
 from dataclasses import replace
 
 from eval.trace import Step, Trace
@@ -37,3 +38,11 @@ def test_a_trace_survives_its_file_but_for_the_words_of_partials() -> None:
     [first, *rest] = HELLO.steps
     wordless = replace(first, events=(Partial(0, "hallo", 0, 300),))
     assert Trace.from_json(json.loads(json.dumps(HELLO.as_json()))) == replace(HELLO, steps=(wordless, *rest))
+
+
+def test_what_was_not_measured_is_null_in_files_and_not_a_number_here() -> None:
+    unmeasured = Trace("together", 0.3, (Step(300, math.nan, ()),))
+    row = json.loads(json.dumps(unmeasured.as_json(), allow_nan=False))
+    assert (row["cpu_s"], row["steps"][0]["compute_s"]) == (None, None)
+    assert Trace.from_json(row) == unmeasured
+    assert math.isnan(unmeasured.compute_s)

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.wer import Edits, bootstrap_interval, count_edits, grouped, matching_words, pooled
+from eval.wer import (
+    Edits,
+    bootstrap_interval,
+    count_edits,
+    grouped,
+    matching_words,
+    paired_bootstrap,
+    pooled,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +91,36 @@ def test_interval_covers_the_rate_and_narrows_with_more_data() -> None:
 
 def test_interval_of_one_utterance_is_absent() -> None:
     assert bootstrap_interval([Edits(hits=9, substitutions=1)]) is None
+
+
+SOME = st.lists(
+    st.builds(Edits, *(st.integers(0, 20),) * 4).filter(lambda one: one.reference_words > 0),
+    min_size=2,
+    max_size=12,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SOME)
+def test_a_system_differs_from_itself_by_nothing(edits: list[Edits]) -> None:
+    difference = paired_bootstrap(edits, edits, resamples=100)
+    assert difference is not None
+    assert (difference.rate, difference.interval, difference.better_b) == (0, (0, 0), 0.5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SOME, st.integers(1, 3))
+def test_a_system_with_more_errors_everywhere_is_never_the_better_one(edits: list[Edits], more: int) -> None:
+    worse = [one + Edits(insertions=more) for one in edits]
+    difference = paired_bootstrap(edits, worse, resamples=100)
+    assert difference is not None
+    assert difference.better_b == 0
+    assert 0 < difference.interval[0] <= difference.interval[1]
+    assert difference.rate == pytest.approx(more * len(edits) / pooled(edits).reference_words)
+    back = paired_bootstrap(worse, edits, resamples=100)
+    assert back is not None
+    assert back.better_b == 1
+
+
+def test_one_utterance_compares_nothing() -> None:
+    assert paired_bootstrap([Edits(hits=3)], [Edits(hits=2, deletions=1)]) is None

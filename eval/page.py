@@ -1,0 +1,344 @@
+"""Reports for people: `report.md` with pictures beside it, and `report.html`, the same on one page of its own."""
+
+import base64
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval import plots
+from eval.jobs import STREAMING
+from eval.plots import Entry
+from eval.report import write_atomically
+
+WORST = 8  # utterances are shown
+DEFINITIONS = (
+    ("WER", "edits per reference word, pooled, after Whisper's English normalizer; interval by utterance, 95 %."),
+    ("Shown after", "from a word's end until it was shown and did not change any more; matching words only."),
+    ("Settled after", "the same until it was promised not to change."),
+    ("With compute", "the time that the answer took is added, queues included."),
+    ("RWER, ARWER", "errors at every chunk end against the words begun by then, and by the end of its compute."),
+    ("Withdrawn", "words taken back from the screen per word kept."),
+    ("Compute / audio", "seconds of compute per second of audio, one stream, second pass included."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str  # of its file
+    caption: str
+    png: bytes
+
+
+Part = Text | Heading | Table | Picture
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is said, whatever the form."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+    def write(self, folder: Path) -> None:
+        """Puts report.md, report.html and the pictures into `folder`."""
+        for part in self.parts:
+            if isinstance(part, Picture):
+                write_atomically(folder / part.name, part.png)
+        write_atomically(folder / "report.md", self.as_markdown())
+        write_atomically(folder / "report.html", self.as_html())
+
+    def as_markdown(self) -> str:
+        return "\n\n".join([f"# {self.title}", *map(_markdown, self.parts)]) + "\n"
+
+    def as_html(self) -> str:
+        title = html.escape(self.title)
+        body = "\n".join(map(_html, self.parts))
+        return _HTML.format(title=title, body=body)
+
+
+def headline(entries: Sequence[Entry]) -> Table:
+    """The few numbers that a decision is made on, a line for each system."""
+    head = ("", "WER", "finals", "shown after, median / 95 %", "with compute", "settled after", "withdrawn",
+            "compute / audio")  # fmt: skip
+    return _without_empty_columns(Table(head, tuple(_headline_row(entry) for entry in entries)))
+
+
+def page(entries: Sequence[Entry]) -> Page:
+    """The report on one setting or on a sweep, baselines among the entries."""
+    first = entries[0].summary
+    own = [entry for entry in entries if entry.condition.system == STREAMING]
+    chunk = f", chunks of {first['chunk_ms']} ms" if len(own) == 1 else f", {len(own)} settings"
+    parts: list[Part] = [Text(_circumstances(first)), headline(entries)]
+    ratios = [
+        f"{name} took {ratio:.1f} times the CPU time of {entry.label}"
+        for entry in own
+        for name, ratio in entry.summary.get("compute_ratio", {}).items()
+    ]
+    if ratios:
+        parts.append(Text("; ".join(ratios) + "."))
+    parts += _pictures(entries)
+    parts += _details(entries, own)
+    return Page(f"{first['model']}{chunk}", tuple(parts))
+
+
+def _circumstances(summary: Mapping[str, Any]) -> str:
+    machine = summary["machine"]
+    said = (
+        f"{summary['utterances']} utterances, {summary['audio_seconds'] / 60:.1f} minutes; "
+        f"{machine['cpu']}, {machine['device']}, {_n(machine['threads'], 'thread')}."
+    )
+    if "rtf" not in summary:
+        return f"{said} Several clips went through one engine at once: compute was not measured."
+    if machine.get("jobs", 1) > 1:
+        said += (
+            f" {machine['jobs']} processes computed at the same time: times of compute are upper bounds "
+            "(--jobs 1 measures them alone)."
+        )
+    return said
+
+
+def _headline_row(entry: Entry) -> tuple[str, ...]:
+    summary, aware = entry.summary, entry.summary.get("computation_aware", {})
+    compute = f"{summary['rtf']:.3f}" if "rtf" in summary else ""
+    withdrawn = f"{summary['revision_rate']:.1%}" if "revision_rate" in summary and entry.streams else ""
+    return (
+        entry.label,
+        _rate(summary, "wer"),
+        _rate(summary, "final_wer"),
+        _two(summary.get("emission_delay_ms")),
+        _two(aware.get("emission_delay_ms")),
+        _two(summary.get("final_delay_ms")),
+        withdrawn,
+        compute,
+    )
+
+
+def _pictures(entries: Sequence[Entry]) -> Iterator[Part]:
+    drawn = (
+        ("wer_against_delay.png", "Errors against delay", plots.error_against_delay),
+        ("delays.png", "When words are shown", plots.delays),
+        ("compute.png", "Compute per chunk", plots.compute),
+        ("withdrawn.png", "Words taken back", plots.withdrawn),
+    )
+    for name, caption, draw in drawn:
+        if png := draw(entries):
+            yield Picture(name, caption, png)
+
+
+def _details(entries: Sequence[Entry], own: Sequence[Entry]) -> Iterator[Part]:
+    yield Heading("Details")
+    yield _without_empty_rows(_measures(entries))
+    if len(own) == 1:
+        yield from _groups(own[0])
+        yield from _worst(own[0])
+    yield Heading("What the numbers mean")
+    yield Table(("measure", "definition"), DEFINITIONS)
+    summary = entries[0].summary
+    if clock := summary.get("word_times"):
+        yield Text(f"A word's end is taken from {clock}.")
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    yield Text(f"Model: {summary['model']}, {summary.get('policy', 'no name')}. Versions: {versions}.")
+
+
+def _measures(entries: Sequence[Entry]) -> Table:
+    """Every measure, a column for each system."""
+
+    def edits(key: str) -> tuple[str, ...]:
+        return tuple(_edits(entry.summary.get(key)) for entry in entries)
+
+    def points(*path: str) -> tuple[str, ...]:
+        return tuple(_points(_at(entry.summary, path)) for entry in entries)
+
+    def percent(key: str) -> tuple[str, ...]:
+        return tuple(f"{entry.summary[key]:.2%}" if key in entry.summary else "" for entry in entries)
+
+    def number(key: str) -> tuple[str, ...]:
+        return tuple(f"{entry.summary[key]:.3f}" if key in entry.summary else "" for entry in entries)
+
+    rows = (
+        ("WER", *percent("wer")),
+        ("edits", *edits("edits")),
+        ("WER of finals", *percent("final_wer")),
+        ("edits of finals", *edits("final_edits")),
+        ("RWER", *percent("rwer")),
+        ("ARWER", *percent("arwer")),
+        ("shown after, ms", *points("emission_delay_ms")),
+        ("with compute", *points("computation_aware", "emission_delay_ms")),
+        ("settled after, ms", *points("final_delay_ms")),
+        ("with compute", *points("computation_aware", "final_delay_ms")),
+        ("first word after, ms", *points("first_word_ms")),
+        ("with compute", *points("computation_aware", "first_word_ms")),
+        ("withdrawn", *percent("revision_rate")),
+        ("compute per chunk, ms", *points("chunk_compute_ms")),
+        ("compute per end of utterance, ms", *points("finish_compute_ms")),
+        ("compute / audio", *number("rtf")),
+        ("CPU time / audio", *number("cpu_per_audio_second")),
+        (
+            "start of words, mean error, ms",
+            *(_ms(_at(e.summary, ("timestamps", "start_mae_ms"))) for e in entries),
+        ),
+        (
+            "end of words, mean error, ms",
+            *(_ms(_at(e.summary, ("timestamps", "end_mae_ms"))) for e in entries),
+        ),
+    )
+    return Table(("measure", *(entry.label for entry in entries)), rows)
+
+
+def _groups(entry: Entry) -> Iterator[Part]:
+    for kind, groups in entry.summary.get("groups", {}).items():
+        rows = tuple(
+            (name, str(group["utterances"]), str(group["reference_words"]), _percent(group.get("wer")),
+             _percent(group.get("final_wer")))
+            for name, group in sorted(groups.items(), key=lambda item: -(item[1].get("wer") or 0))
+        )  # fmt: skip
+        if len(rows) > 1:
+            yield Heading(f"By {kind}")
+            yield _without_empty_columns(Table((kind, "utterances", "words", "WER", "finals"), rows))
+
+
+def _worst(entry: Entry) -> Iterator[Part]:
+    """The utterances that cost most errors: what a person would look at next."""
+    known = [one for one in entry.report.measured if one.edits is not None and one.edits.errors]
+    known.sort(key=lambda one: -(one.edits.errors if one.edits else 0))
+    if known:
+        yield Heading("Where most errors are")
+        yield Table(
+            ("id", "errors", "said", "heard"),
+            tuple(
+                (
+                    one.utterance.id,
+                    str(one.edits.errors if one.edits else 0),
+                    one.utterance.text or "",
+                    one.trace.streaming_text,
+                )
+                for one in known[:WORST]
+            ),
+        )
+
+
+def _rate(summary: Mapping[str, Any], key: str) -> str:
+    if key not in summary:
+        return ""
+    low, high = summary.get(f"{key}_ci", (None, None))
+    interval = f" ({low * 100:.1f} to {high * 100:.1f})" if low is not None else ""
+    return f"{summary[key]:.1%}{interval}"
+
+
+def _two(values: Mapping[str, float] | None) -> str:
+    return f"{values['p50']:.0f} / {values['p95']:.0f} ms" if values else ""
+
+
+def _points(values: Mapping[str, float] | None) -> str:
+    names = {"p50": "median", "p90": "90 %", "p95": "95 %", "max": "max"}
+    return ", ".join(f"{names[point]} {value:.0f}" for point, value in values.items()) if values else ""
+
+
+def _edits(edits: Mapping[str, int] | None) -> str:
+    if edits is None:
+        return ""
+    return (
+        f"{edits['substitutions']} substituted, {edits['deletions']} missing, {edits['insertions']} added "
+        f"of {edits['reference_words']}"
+    )
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:.1%}"
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def _n(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _at(summary: Mapping[str, Any], path: Sequence[str]) -> Any:
+    value: Any = summary
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _without_empty_columns(table: Table) -> Table:
+    keep = [i for i in range(len(table.head)) if i == 0 or any(row[i] for row in table.rows)]
+    return Table(tuple(table.head[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in table.rows))
+
+
+def _without_empty_rows(table: Table) -> Table:
+    return Table(table.head, tuple(row for row in table.rows if any(row[1:])))
+
+
+def _markdown(part: Part) -> str:
+    match part:
+        case Text(text):
+            return text
+        case Heading(text):
+            return f"## {text}"
+        case Picture(name, caption, _):
+            return f"![{caption}]({name})"
+        case Table(head, rows):
+            lines = [head, tuple("---" for _ in head), *rows]
+            return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _html(part: Part) -> str:
+    match part:
+        case Text(text):
+            return f"<p>{html.escape(text)}</p>"
+        case Heading(text):
+            return f"<h2>{html.escape(text)}</h2>"
+        case Picture(_, caption, png):
+            data = base64.b64encode(png).decode("ascii")
+            return (
+                f'<figure><figcaption>{html.escape(caption)}</figcaption><img alt="{html.escape(caption)}" '
+                f'src="data:image/png;base64,{data}"></figure>'
+            )
+        case Table(head, rows):
+            return (
+                f"<div class=table><table><thead>{_row('th', head)}</thead>"
+                f"<tbody>{''.join(_row('td', row) for row in rows)}</tbody></table></div>"
+            )
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+_HTML = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+:root {{ color-scheme: light }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #334155; background: #fff; max-width: 72rem; margin: 2rem auto;
+  padding: 0 1rem }}
+h1, h2 {{ color: #0f172a; line-height: 1.2 }} h2 {{ margin-top: 2rem; font-size: 1.15rem }}
+.table {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }}
+th, td {{ text-align: left; vertical-align: top; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e2e8f0 }}
+th {{ color: #64748b; font-weight: 600 }} td:first-child {{ color: #0f172a; font-weight: 500; white-space: nowrap }}
+figure {{ display: inline-block; margin: 1rem 1rem 0 0; max-width: 34rem; vertical-align: top }}
+figcaption {{ font-weight: 600; color: #0f172a }} img {{ width: 100% }}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""

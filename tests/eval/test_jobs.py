@@ -1,0 +1,34 @@
+"""Work in one process and in several."""
+
+from operator import attrgetter
+
+import pytest
+
+from eval.jobs import Workshop, work
+
+MODEL = attrgetter("model")  # a task that any process can import
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_task_is_done_in_a_workshop_and_told_of_here(jobs: int) -> None:
+    told: list[tuple[object, str]] = []
+    tasks = [MODEL, attrgetter("threads"), MODEL]
+    work(tasks, Workshop(list, "tiny.en", 3), jobs, lambda task, result: told.append((task, result)))
+    assert sorted(str(result) for _, result in told) == ["3", "tiny.en", "tiny.en"]
+
+
+def test_what_a_task_raises_in_another_process_is_raised_here() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        work([MODEL, attrgetter("nothing")], Workshop(list, "tiny.en"), 2, lambda *_: None)
+
+
+def test_an_interruption_ends_the_processes() -> None:
+    import multiprocessing
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = multiprocessing.active_children()
+    with pytest.raises(KeyboardInterrupt):
+        work([MODEL] * 50, Workshop(list, "tiny.en"), 2, interrupt)
+    assert multiprocessing.active_children() == before
