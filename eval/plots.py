@@ -116,7 +116,7 @@ def delays(some: Sequence[Entry]) -> bytes | None:
         moments = [moment for one in entry.report.measured for moment in one.emission]
         return [moment.clock_ms if aware else moment.audio_ms for moment in moments]
 
-    unit = "ms from the end of a word until it is shown for good" + (", compute included" if aware else "")
+    unit = "ms from a word's end until it is shown for good" + (", with compute" if aware else "")
     return _spread([entry for entry in some if entry.streams], values, unit, "words, %")
 
 

@@ -1,5 +1,6 @@
 """Work in one process and in several."""
 
+import multiprocessing
 from operator import attrgetter
 
 import pytest
@@ -17,18 +18,19 @@ def test_every_task_is_done_in_a_workshop_and_told_of_here(jobs: int) -> None:
     assert sorted(str(result) for _, result in told) == ["3", "tiny.en", "tiny.en"]
 
 
-def test_what_a_task_raises_in_another_process_is_raised_here() -> None:
-    with pytest.raises(AttributeError, match="nothing"):
-        work([MODEL, attrgetter("nothing")], Workshop(list, "tiny.en"), 2, lambda *_: None)
-
-
-def test_an_interruption_ends_the_processes() -> None:
-    import multiprocessing
-
+def test_an_interruption_ends_the_processes_too() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = multiprocessing.active_children()
     with pytest.raises(KeyboardInterrupt):
-        work([MODEL] * 50, Workshop(list, "tiny.en"), 2, interrupt)
+        work([MODEL] * 9, Workshop(list, "tiny.en"), 2, interrupt)
     assert multiprocessing.active_children() == before
+
+
+def test_what_a_task_raises_ends_the_work() -> None:
+    told: list[object] = []
+    tasks = [MODEL, attrgetter("nothing"), MODEL]
+    with pytest.raises(AttributeError, match="nothing"):
+        work(tasks, Workshop(list, "tiny.en"), 1, lambda task, _: told.append(task))
+    assert told == [MODEL]
