@@ -77,6 +77,7 @@ def bench(
         str | None, typer.Option(help="Folder of an adapter instead of the shipped one.")
     ] = None,
     chunk_ms: Annotated[int, typer.Option(help="Audio per step; `compute` compares several.")] = 300,
+    delay_ms: Annotated[int, typer.Option(help="How long after its end a word is due.")] = 160,
     beam: Annotated[int, typer.Option(help="Hypotheses of the search; `compute` compares several.")] = 1,
     final_pass: Annotated[
         Literal["full", "none"], typer.Option(help="Whether the base model hears each utterance again.")
@@ -95,7 +96,7 @@ def bench(
         model,
         adapter,
         threads,
-        SessionOptions(chunk_ms=chunk_ms, final_pass=final_pass, beam=beam),
+        SessionOptions(chunk_ms=chunk_ms, delay_ms=delay_ms, final_pass=final_pass, beam=beam),
         house.load_utterances(data),
         streams=streams,
         most=most,
@@ -110,6 +111,7 @@ def bench(
         "adapter": house.describe_adapter(model, adapter),
         "data": data.name,
         "chunk_ms": chunk_ms,
+        "delay_ms": delay_ms,
         "beam": beam,
         "final_pass": final_pass,
         "threads": threads,  # null: as the server chooses
@@ -245,6 +247,7 @@ class Bench:
             self.adapter,
             slots=slots,
             chunk_ms=self.options.chunk_ms,
+            delay_ms=self.options.delay_ms,
             beam=self.options.beam,
             final_pass=self.options.final_pass,
             threads=self.threads,
