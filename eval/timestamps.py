@@ -74,7 +74,8 @@ def speech_span(samples: Samples) -> tuple[float, float]:
     """
     level = loudness(samples)
     peak = float(level.max(initial=-np.inf))
-    threshold = np.clip(noise_floor(level) + OVER_FLOOR_DB, *(peak - under for under in UNDER_PEAK_DB))
+    low, high = (peak - under for under in UNDER_PEAK_DB)
+    threshold = min(max(noise_floor(level) + OVER_FLOOR_DB, low), high)
     loud = np.flatnonzero(level > threshold)
     stretches = np.split(loud, np.flatnonzero(np.diff(loud) > CLOSURE_HOPS) + 1)
     word = max(stretches, key=lambda hops: float(np.sum(10 ** (level[hops] / 10))))
