@@ -32,8 +32,7 @@ def prompt_tokens(vocabulary: "Vocabulary", prompt: str) -> tuple[int, ...]:
     words = " ".join(prompt.split())
     if not words:
         return ()
-    tokens = vocabulary.tokenizer.encode(" " + words)[-MAX_PROMPT_TOKENS:]
-    return (vocabulary.tokenizer.sot_prev, *tokens)
+    return (vocabulary.tokenizer.sot_prev, *_tokens(vocabulary, words)[-MAX_PROMPT_TOKENS:])
 
 
 def checked_hotwords(words: Iterable[str]) -> tuple[str, ...]:
@@ -63,6 +62,12 @@ def read_hotwords(given: str) -> tuple[str, ...]:
     return checked_hotwords(given.split(","))
 
 
+def _tokens(vocabulary: "Vocabulary", text: str) -> list[int]:
+    """The tokens of text at a word's beginning; what looks like a special token is text, too."""
+    tokens: list[int] = vocabulary.tokenizer.encode(" " + text, disallowed_special=())
+    return tokens
+
+
 @dataclass
 class _Node:
     """A place in the tree; `earned` is what must be given back where the phrase is left here."""
@@ -90,7 +95,7 @@ class Hotwords:
         self._root = _Node()
         for phrase in phrases:
             for form in {phrase, phrase.lower(), phrase[:1].upper() + phrase[1:]}:
-                self._add(vocabulary.tokenizer.encode(" " + form))
+                self._add(_tokens(vocabulary, form))
         self._finish(self._root)
 
     def favour(self, logits: Tensor, said: Sequence[int]) -> Tensor:

@@ -100,7 +100,7 @@ class DigitTokenizer:
 
     sot_prev: int = 13
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, disallowed_special: tuple[str, ...]) -> list[int]:
         return digits(text)
 
 

@@ -131,6 +131,13 @@ def test_a_prompt_is_cut_to_its_end(tiny: Whisper) -> None:
     assert vocabulary.text(list(long[1:])).endswith(" one two three")
 
 
+def test_nobody_smuggles_special_tokens_in(tiny: Whisper) -> None:
+    vocabulary = tiny.vocabulary
+    assert max(prompt_tokens(vocabulary, "<|endoftext|> <|startoftranscript|>")[1:]) < vocabulary.eot
+    favoured = Hotwords(vocabulary, ["<|endoftext|>"]).favour(torch.zeros(vocabulary.eot + 1), [])
+    assert favoured[vocabulary.eot] == 0
+
+
 def test_hotwords_come_as_a_list_or_in_a_file(tmp_path: Path) -> None:
     assert read_hotwords("") == ()
     assert read_hotwords("Ada,  Mont   Blanc ,,Ada") == ("Ada", "Mont Blanc")
