@@ -254,7 +254,7 @@ class Engine:
             ):  # which will know the times better, without making other streams wait
                 words = policy.rough_words(hypothesis, self._vocabulary, stream.delay_s)
             else:
-                words = self._recognizer.words(self._state, stream.row)
+                words = self._recognizer.words(self._state, stream.row, utterances.audio())
             assert utterances.start is not None
             self._finalise(stream, words, utterances.audio(), utterances.start, stream.heard)
         utterances.end()
@@ -262,7 +262,7 @@ class Engine:
     def _turn(self, stream: _Stream) -> _Work:
         """Ends a full window in mid-speech; settled words after the cut open the next window as they are."""
         utterances = stream.utterances
-        words = self._recognizer.words(self._state, stream.row)
+        words = self._recognizer.words(self._state, stream.row, utterances.audio())
         said = self._state.search.rows[stream.row].hypothesis()
         assert utterances.start is not None
         start = utterances.start

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from asr.beam import StreamSearch
 from asr.biasing import UNGUIDED, Guidance
+from asr.audio import Samples
 from asr.checkpoint import Whisper
 from asr.encoder import FRAMES_PER_SECOND, EncoderState
 from asr.mel import LogMel, MelState
 from asr.search import Hypothesis, SearchState
-from asr.timing import TimedWord, timed_words
+from asr.timing import TimedWord, calibration, timed_words, upper_heads
 
 #: Bounds on the tokens of one step: nobody speaks faster, and a loop must end.
 TOKENS_PER_SECOND = 12
@@ -85,8 +86,16 @@ class Recognizer:
         return self.search.settle(state.search, torch.tensor([row]))[0]
 
     @torch.no_grad()
-    def words(self, state: RecognizerState, row: int) -> list[TimedWord]:
-        """The words of `row` with times from the start of its window, from what it has heard."""
-        tokens = list(state.search.rows[row].tokens)
-        heard = self.model.decoder.heard(state.search.decoder, row)
-        return timed_words(self.model, heard, tokens, int(state.search.decoder.audio.lengths[row]))
+    def words(self, state: RecognizerState, row: int, samples: Samples) -> list[TimedWord]:
+        """The words of `row` with times from the start of its window, whose audio is `samples` (n,)."""
+        said = state.search.rows[row]
+        return timed_words(
+            self.model,
+            self.model.decoder.heard(state.search.decoder, row),
+            list(said.tokens),
+            int(state.search.decoder.audio.lengths[row]),
+            samples=samples,
+            prefix=said.prefix,
+            heads=upper_heads(self.model.dims),
+            calibrate=calibration(self.model.dims, "none"),
+        )

@@ -77,11 +77,12 @@ def test_settled_words_have_times(tiny: Whisper) -> None:
     recognizer, row = Recognizer(tiny), torch.tensor([1])
     state = recognizer.init_state(2)
     recognizer.reset(state, row, BLOCK, [[843, 523]])  # " And so"
-    recognizer.step(random_noises(1, 3 * CHUNK, seed=0), state, row)
+    noise = random_noises(1, 3 * CHUNK, seed=0)
+    recognizer.step(noise, state, row)
     said = recognizer.settle(state, 1)
     assert said.stable == len(said.tokens)
     assert said.tokens[:2] == (843, 523)
-    words = recognizer.words(state, 1)
+    words = recognizer.words(state, 1, noise[0].numpy())
     assert sum(word.n_tokens for word in words) == len(said.tokens)
     assert words[0].text == "And"
     assert words[-1].end <= 0.9
