@@ -28,7 +28,7 @@ from asr.biasing import MAX_BEAM, Hotwords
 from asr.cache import KVCache
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder
-from asr.search import Decoding, GreedySearch, Hypothesis, Row, SearchState, is_loop
+from asr.search import GreedySearch, Hypothesis, Row, Search, SearchState, is_loop
 
 ALLOWANCE = 0.1  # nats that a decision may cost
 MARGIN = 4.0  # nats behind the best at which a hypothesis is given up
@@ -110,13 +110,13 @@ class _Candidate:
     wait: float = 0.0  # what waiting adds to the score
 
 
-class BeamSearch(Decoding):
+class BeamSearch(Search):
     """Beam search, each stream with a width of its own; with width 1 it decides as `GreedySearch` does.
 
     Args:
         width: of streams that are not told otherwise when they are reset, and the most that one may have.
         contested: tokens that may stay unsettled while hypotheses disagree about them.
-        others: as `Decoding`.
+        others: as `Search`.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class BeamSearch(Decoding):
         suppress: tuple[int, ...] = (),
     ) -> None:
         super().__init__(decoder, vocabulary, unsettled=unsettled, suppress=suppress)
-        self.width = width
+        self.width = self._usual_width = width
         self.contested = max(contested, unsettled)
 
     def init_state(self, rows: int) -> SearchState:
@@ -140,7 +140,7 @@ class BeamSearch(Decoding):
         for slot in range(rows):
             first = rows + slot * spare
             beam = BeamRow(self.vocabulary.prefix, text_rows=(slot, *range(first, first + spare)))
-            beam.width = self.width
+            beam.width = self._usual_width
             beam.begin(self.vocabulary.prefix, (), None)
             beams.append(beam)
         return SearchState(beams, replace(decoder, text=decoder.text.with_rows(rows * self.width)))
@@ -155,7 +155,7 @@ class BeamSearch(Decoding):
         widths: list[int] | None = None,
     ) -> None:
         for i, beam in enumerate(_beams(state, rows)):
-            beam.width = widths[i] if widths else self.width
+            beam.width = widths[i] if widths else self._usual_width
             assert 1 <= beam.width <= self.width
             state.decoder.text.free(torch.tensor(beam.text_rows))
         super().reset(state, rows, tokens, prefixes, hotwords)
@@ -260,7 +260,7 @@ class BeamSearch(Decoding):
         eot, text = self.vocabulary.eot, [*beam.settled, *branch.tokens]
         wait = float(favoured[eot]) - normaliser + ALLOWANCE
         ways = [_Candidate(branch.score + wait, branch, None, wait)]
-        if self._full(beam, len(text)) or is_loop([*text, best[0]]):
+        if self._full(len(text)) or is_loop([*text, best[0]]):
             return ways
         others = {other.tokens for other in (*beam.open, *beam.waiting)}
         for token in best[: beam.width + 1]:
@@ -309,24 +309,8 @@ class StreamSearch(BeamSearch):
         suppress: tuple[int, ...] = (),
     ) -> None:
         super().__init__(decoder, vocabulary, width=MAX_BEAM, unsettled=unsettled, suppress=suppress)
+        self._usual_width = 1
         self._greedy = GreedySearch(decoder, vocabulary, unsettled=unsettled, suppress=suppress)
-
-    def init_state(self, rows: int) -> SearchState:
-        state = super().init_state(rows)
-        for beam in _beams(state, torch.arange(rows)):
-            beam.width = 1
-        return state
-
-    def reset(
-        self,
-        state: SearchState,
-        rows: Tensor,
-        tokens: list[list[int]] | None = None,
-        prefixes: list[tuple[int, ...]] | None = None,
-        hotwords: Sequence[Hotwords | None] | None = None,
-        widths: list[int] | None = None,
-    ) -> None:
-        super().reset(state, rows, tokens, prefixes, hotwords, widths or [1] * len(rows))
 
     def step(
         self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int, replaced: int = 0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a client's options are checked without loading a model's co
     from asr.checkpoint import Vocabulary
 
 MAX_BEAM = 8
-MAX_PROMPT_TOKENS = 100  # of the decoder's 448: the words of a window must fit, too
+MAX_PROMPT_TOKENS = 100  # of the decoder's 448, half of which are for the words of a window
 MAX_PROMPT_CHARS = 2000
 MAX_HOTWORDS = 500
 MAX_HOTWORD_CHARS = 60

@@ -5,9 +5,9 @@ tokens are scored again, and one that no longer holds is decoded anew (CarelessW
 section 4: the result stays what decoding the longer audio from the start would give).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -76,48 +76,8 @@ class SearchState:
     decoder: DecoderState
 
 
-class Search(Protocol):
-    """Decoding that goes on whenever audio comes, batched over streams that are out of step."""
-
-    def init_state(self, rows: int) -> SearchState: ...
-
-    def reset(
-        self,
-        state: SearchState,
-        rows: Tensor,
-        tokens: list[list[int]] | None = None,
-        prefixes: list[tuple[int, ...]] | None = None,
-        hotwords: Sequence[Hotwords | None] | None = None,
-    ) -> None:
-        """Makes `rows` equal to fresh ones that begin with the given settled `tokens`.
-
-        Args:
-            prefixes: what stands in front of each row's tokens, instead of the vocabulary's prefix.
-            hotwords: what each row favours.
-        """
-
-    def step(
-        self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int, replaced: int = 0
-    ) -> tuple[list[Hypothesis], SearchState]:
-        """Hears new features and decodes until every stream waits for audio.
-
-        Args:
-            features: (B, T, d) encoder frames of `rows`; the first `replaced` of them take the place of the
-                newest that were heard, the others are new.
-            state: of all streams; the rows stepping are updated in place.
-            rows: (B,) rows stepping.
-            max_tokens: bound of new tokens per stream; what is left over is decoded with the next audio.
-        """
-
-    def hypotheses(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
-        """What `rows` have said so far."""
-
-    def settle(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
-        """Declares everything decoded so far final, at the end of an utterance."""
-
-
-class Decoding:
-    """What all searches share: feeding the decoder, and when a hypothesis must end.
+class Search(ABC):
+    """Decoding that goes on whenever audio comes, batched over streams that are out of step.
 
     Args:
         decoder: the scorer.
@@ -146,15 +106,37 @@ class Decoding:
         prefixes: list[tuple[int, ...]] | None = None,
         hotwords: Sequence[Hotwords | None] | None = None,
     ) -> None:
+        """Makes `rows` equal to fresh ones that begin with the given settled `tokens`.
+
+        Args:
+            prefixes: what stands in front of each row's tokens, instead of the vocabulary's prefix.
+            hotwords: what each row favours.
+        """
         self.decoder.reset(state.decoder, rows)
         for i, row in enumerate(rows.tolist()):
             prefix = prefixes[i] if prefixes else self.vocabulary.prefix
             state.rows[row].begin(prefix, tokens[i] if tokens else (), hotwords[i] if hotwords else None)
 
+    @abstractmethod
+    def step(
+        self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int, replaced: int = 0
+    ) -> tuple[list[Hypothesis], SearchState]:
+        """Hears new features and decodes until every stream waits for audio.
+
+        Args:
+            features: (B, T, d) encoder frames of `rows`; the first `replaced` of them take the place of the
+                newest that were heard, the others are new.
+            state: of all streams; the rows stepping are updated in place.
+            rows: (B,) rows stepping.
+            max_tokens: bound of new tokens per stream; what is left over is decoded with the next audio.
+        """
+
     def hypotheses(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
+        """What `rows` have said so far."""
         return [state.rows[row].hypothesis() for row in rows.tolist()]
 
     def settle(self, state: SearchState, rows: Tensor) -> list[Hypothesis]:
+        """Declares everything decoded so far final, at the end of an utterance."""
         for row in rows.tolist():
             state.rows[row].stable = len(state.rows[row].tokens)
         return self.hypotheses(state, rows)
@@ -182,12 +164,13 @@ class Decoding:
         n = len(row.prefix)
         return min(n_fed, n + row.stable - 1 if row.stable else max(0, n - FED_AGAIN))
 
-    def _full(self, row: Row, n_tokens: int) -> bool:
+    def _full(self, n_tokens: int) -> bool:
         # Half of the context, as openai-whisper: beside another row this one may be padded by as many tokens.
-        return 2 * (len(row.prefix) + n_tokens) >= self.decoder.dims.n_text_ctx
+        # A prompt takes nothing from that: it stands in the other half, and its row is fed alone.
+        return 2 * (len(self.vocabulary.prefix) + n_tokens) >= self.decoder.dims.n_text_ctx
 
 
-class GreedySearch(Decoding):
+class GreedySearch(Search):
     """Greedy decoding with the stability check."""
 
     def step(
@@ -245,7 +228,7 @@ class GreedySearch(Decoding):
         going = []
         for i, row in enumerate(waiting):
             stream, token = state.rows[row], best[i]
-            full = self._full(stream, len(stream.tokens))
+            full = self._full(len(stream.tokens))
             if token == self.vocabulary.eot or is_loop([*stream.tokens, token]) or full:
                 continue
             frame, logprob = int(state.decoder.audio.lengths[row]), float(scores[i, token]) - normaliser[i]

@@ -171,13 +171,25 @@ def test_settling_keeps_everything() -> None:
 
 def test_a_row_that_is_full_says_no_more() -> None:
     """And rows beside it may be fed any number of tokens: padding never runs over the end of its cache."""
-    search = search_over(lambda text, heard: favour((len(text) * len(text)) % 7))
+    search, most = search_over(babble), TEXT_CTX // 2 - len(PREFIX)
     state = search.init_state(2)
     full = hear(search, state, 0, row=0, max_tokens=10 * TEXT_CTX)
-    assert TEXT_CTX // 3 < len(full.tokens) < TEXT_CTX - len(PREFIX)
+    assert len(full.tokens) == most
     search.reset(state, torch.tensor([1]), [list(full.tokens)])
     (again, _), _ = search.step(torch.zeros(2, 1, 1), state, torch.tensor([0, 1]), 10 * TEXT_CTX)
     assert again.tokens == full.tokens
+
+
+def test_a_prompt_leaves_as_much_room_for_words() -> None:
+    search = search_over(babble)
+    state = search.init_state(1)
+    search.reset(state, torch.tensor([0]), prefixes=[(*range(10), *range(10), *PREFIX)])
+    assert len(hear(search, state, 0, max_tokens=10 * TEXT_CTX).tokens) == TEXT_CTX // 2 - len(PREFIX)
+
+
+def babble(text: list[int], heard: list[int]) -> list[float]:
+    """Goes on and on, and never in circles."""
+    return favour(int(torch.randint(10, (), generator=torch.Generator().manual_seed(len(text)))))
 
 
 def test_only_new_tokens_are_fed() -> None:
