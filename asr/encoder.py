@@ -47,7 +47,7 @@ class EncoderState:
 
 class Encoder(nn.Module):
     stride = MEL_PER_FRAME
-    lookahead = 2  # mel frames; a frame also waits for the rest of its block
+    lookahead = 2  # mel frames; a frame also waits for the rest of its block, and settles with the one behind
 
     positional_embedding: Tensor
 
@@ -143,17 +143,15 @@ class Encoder(nn.Module):
             rows: (B,) rows in the same phase.
 
         Returns:
-            (B, T, d) features, T >= 0; how many of them, from the first, take the place of the newest features
-            returned before; and the state.
+            (B, T, d) features, T >= 0, those of the newest block provisional; how many of them,
+            from the first, take the place of the newest features returned before; and the state.
         """
-        x = self._convolve(mel.to(self.conv1.weight.dtype), state, rows)
         tau, fill, replaced = self.phase(state, int(rows[0]))
         assert len({self.phase(state, row) for row in rows.tolist()}) == 1, "rows must be in the same phase"
+        x = self._convolve(mel.to(self.conv1.weight.dtype), state, rows)
         x = torch.cat([state.pending[rows, :fill], x], dim=1)
-        first = bool((state.cache.lengths[rows] == 0).all())
-        assert first or not bool((state.cache.lengths[rows] == 0).any())
         # The first block of a stream is one frame short (FRAME_LOOKAHEAD).
-        features, done, size = x[:, :0], 0, tau - FRAME_LOOKAHEAD if first else tau
+        features, done, size = x[:, :0], 0, tau if replaced else tau - FRAME_LOOKAHEAD
         while x.shape[1] - done >= max(size, 1):
             if size:
                 again = int(state.newest_fill[rows[0]])

@@ -1,3 +1,3 @@
-"""Triton twins of single operations, one a file. Knows no model; importing it imports no Triton."""
+"""Single operations, one a file, each beside its truth in plain torch. Knows no model; imports no Triton."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The block-causal encoder: a stream, the same all at once and, with nothing masked, Whisper's own."""
+"""The encoder, a block ahead: a stream, the same all at once and, with nothing masked, Whisper's own."""
 
 import pytest
 import torch
@@ -111,3 +111,29 @@ def test_rows_out_of_phase_are_refused(tiny: Whisper) -> None:
     encoder.step(torch.zeros(1, 80, 8), state, torch.tensor([0]))
     with pytest.raises(AssertionError, match="phase"):
         encoder.step(torch.zeros(2, 80, 8), state, torch.arange(2))
+
+
+@torch.no_grad()
+def test_who_began_later_shares_steps_once_in_phase(tiny: Whisper) -> None:
+    """The first block is a frame short, and so is what replaces it: only the step after that may be shared."""
+    encoder, block = tiny.encoder, 5
+    mel = torch.randn(2, 80, 4 * MEL_PER_FRAME * block, generator=torch.Generator().manual_seed(0))
+    pieces = mel.split(MEL_PER_FRAME * block, dim=2)
+    state, early, late = encoder.init_state(2, block), torch.tensor([0]), torch.tensor([1])
+    encoder.step(pieces[0][:1], state, early)
+    assert encoder.phase(state, 0) != encoder.phase(state, 1)
+    encoder.step(pieces[1][:1], state, early)
+    encoder.step(pieces[0][1:], state, late)
+    assert encoder.phase(state, 0) != encoder.phase(state, 1)
+    with pytest.raises(AssertionError, match="phase"):
+        encoder.step(pieces[2], state, torch.arange(2))
+    encoder.step(pieces[2][:1], state, early)
+    encoder.step(pieces[1][1:], state, late)
+    assert encoder.phase(state, 0) == encoder.phase(state, 1)
+    together, replaced, _ = encoder.step(pieces[3], state, torch.arange(2))
+    assert replaced == block
+    for row, n_before in ((0, 3), (1, 2)):
+        alone = encoder.init_state(1, block)
+        for piece in (*pieces[:n_before], pieces[3]):
+            expected, _, _ = encoder.step(piece[row : row + 1], alone, torch.tensor([0]))
+        torch.testing.assert_close(together[row : row + 1], expected, atol=1e-4, rtol=1e-4)
