@@ -23,10 +23,7 @@ from streaming.utterance import quietest
 CUT_SEARCH_S = 10.0  # how far before the end of a full window a pause is looked for
 TRIM_S = 15.0  # a longer buffer is trimmed where a committed sentence ends,
 TRIM_HARD_S = 25.0  # and at last behind any committed word
-OVERLAP_S, OVERLAP_WORDS = (
-    1.0,
-    5,
-)  # how near to the committed words a repetition of them is looked for, and how long
+OVERLAP_S, OVERLAP_WORDS = 1.0, 5  # how near to the committed words a repetition is looked for, and how long
 SLACK_S = 0.1  # times of the same word differ so much between hypotheses
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.timing import CALIBRATIONS, RAW, Calibration, log_odds
-from eval.report import write_atomically
-from eval.wer import matching_words, normalize
+from eval.report import write_json
+from eval.wer import matching_words, normalize, word_key
 
 BINS = 15
 FEWEST_WORDS, FEWEST_ERRORS = 300, 10  # to fit two constants to
@@ -51,8 +51,8 @@ class Bin:
 
 def outcomes(reference: str, words: Sequence[tuple[str, float]]) -> list[Outcome]:
     """The outcome of each (text, confidence) but fillers and bare punctuation, which no error rate counts."""
-    said = [(text, confidence) for text, confidence in words if _key(text)]
-    right = right_words([word for word in reference.split() if _key(word)], [text for text, _ in said])
+    said = [(text, confidence) for text, confidence in words if word_key(text)]
+    right = right_words([word for word in reference.split() if word_key(word)], [text for text, _ in said])
     return [Outcome(confidence, correct) for (_, confidence), correct in zip(said, right, strict=True)]
 
 
@@ -63,7 +63,7 @@ def right_words(reference: Sequence[str], said: Sequence[str]) -> list[bool]:
     once it is normalized as a whole ("twenty five", "25").
     """
     right = [False] * len(said)
-    pairs = matching_words([_key(word) for word in reference], [_key(word) for word in said])
+    pairs = matching_words([word_key(word) for word in reference], [word_key(word) for word in said])
     for (i, j), (next_i, next_j) in pairwise([(-1, -1), *pairs, (len(reference), len(said))]):
         if j >= 0:
             right[j] = True
@@ -207,7 +207,7 @@ def fit_run(run: Path) -> dict[str, Any]:
         "raw": summarize(raw),
         "calibrated": summarize(better),
     }
-    write_atomically(written, json.dumps(found, indent=1) + "\n")
+    write_json(written, found)
     draw({"the model's own": raw, "calibrated": better}, run / "reliability.png")
     return found
 
@@ -216,7 +216,7 @@ def measure_run(run: Path) -> dict[str, Any]:
     """Puts `calibration` into a run's report.json, and reliability.png beside it."""
     report, observed = _report(run), outcomes_of_run(run)
     report["calibration"] = summarize(observed)
-    write_atomically(run / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_json(run / "report.json", report)
     draw({f"{report['model']}, {report['final_pass']}": observed}, run / "reliability.png")
     return {"model": report["model"], "final_pass": report["final_pass"], **report["calibration"]}
 
@@ -228,10 +228,6 @@ def _report(run: Path) -> dict[str, Any]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{run}: not a finished run of `asr-stream eval`: {error}") from error
     return report
-
-
-def _key(word: str) -> str:
-    return normalize(word).strip(" .")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

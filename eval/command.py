@@ -42,7 +42,7 @@ def evaluate(
         typer.Option(
             "--words",
             "--labels",
-            help="JSON lines {id, words: [[word, start s, end s], ...]}, or [word, end s].",
+            help="When words were said: JSON lines with id and words, each word, start s, end s or word, end s.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first utterances.")] = None,
@@ -50,10 +50,12 @@ def evaluate(
     chunk_ms: Annotated[
         str, typer.Option(help="Audio per step: 100 to 1000 in steps of 20; 100,300 sweeps.")
     ] = "300",
-    beam: Annotated[str, typer.Option(help="Hypotheses kept; 1,4 sweeps.")] = "",
+    beam: Annotated[
+        str, typer.Option(help="Hypotheses of the search, 1 to 8; 1 is greedy; 1,4 sweeps.")
+    ] = "1",
     delay_ms: Annotated[
-        str, typer.Option(help="How long the model waits after a word's end; 0,200 sweeps.")
-    ] = "",
+        str, typer.Option(help="How long after its end a word is due, 0 to 600; 0,200 sweeps.")
+    ] = "160",
     model: Annotated[
         str, typer.Option(help="Base model: tiny.en, base.en or the path of a checkpoint.")
     ] = "tiny.en",
@@ -87,6 +89,8 @@ def evaluate(
 ) -> None:
     """Measure word error rate, delay and compute on transcribed speech. Interrupted, it goes on when run again."""
     if compare is not None:
+        if data is not None:
+            raise ValueError("--compare takes two reports and no data")
         from eval.compare import compare as table
 
         typer.echo(table(*compare))
@@ -95,6 +99,8 @@ def evaluate(
         raise ValueError(
             "say what to evaluate: a manifest or a LibriSpeech tree (see `asr-stream eval --help`)"
         )
+    if realtime and batch > 1:
+        raise ValueError("--realtime and --batch exclude each other: a batch measures no compute")
     from eval import datasets, sweep
     from eval.jobs import Workshop
 
@@ -112,17 +118,18 @@ def evaluate(
     utterances = datasets.load(data, split, labels=words)[:limit]
     n_recognitions = len(utterances) * len(settings)
     if jobs is None:
-        jobs = 1 if realtime else max(1, min(len(os.sched_getaffinity(0)), n_recognitions // WORTH_A_PROCESS))
+        jobs = 1 if realtime else max(1, min(_cores(), n_recognitions // WORTH_A_PROCESS))
     if threads is None and jobs > 1:
         threads = 1
     house: House = context.obj
     build = partial(
         house.build_engine, model, slots=batch, threads=threads, adapter=adapter, final_pass_thread=False
     )
+    name = data.resolve().stem + (f"-{split}" if split else "")
     plan = sweep.Plan(
         utterances,
         settings,
-        out or Path("runs") / f"{data.stem}-{Path(model).name}-{chunk_ms.replace(',', '-')}ms",
+        out or Path("runs") / f"{name}-{Path(model).name}-{chunk_ms.replace(',', '-')}ms",
         policy=house.describe_adapter(model, adapter),
         jobs=jobs,
         batch=batch,
@@ -148,7 +155,8 @@ def evaluate(
 
 def _tell(out: Path, reports: "dict[Condition, Report]") -> str:
     """Writes what people look at, and says the short of it."""
-    from eval.page import Page, headline, page
+    from eval.document import Page
+    from eval.page import headline, page
     from eval.plots import entries
     from eval.sweep import write_overview
 
@@ -159,10 +167,13 @@ def _tell(out: Path, reports: "dict[Condition, Report]") -> str:
     return f"{table}\n\nthe report is in {out} (report.html, report.md, report.json)"
 
 
+def _cores() -> int:
+    """That this process may use; not every system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _numbers(name: str, text: str) -> Sequence[int]:
     try:
-        return [int(number) for number in text.split(",") if number.strip()]
+        return [int(number) for number in text.split(",")]
     except ValueError:
-        raise ValueError(
-            f"--{name} takes numbers with commas between them, as 100,300, not {text!r}"
-        ) from None
+        raise ValueError(f"--{name} takes a number, or several with commas between, not {text!r}") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.datasets import DatasetError, json_lines
+from eval.report import value_at
 from eval.wer import Difference, Edits, paired_bootstrap, pooled
 
 RATES = {"edits": "WER, streaming", "final_edits": "WER, finals"}  # by their key in utterances.jsonl
@@ -37,7 +38,8 @@ def compare(a: Path, b: Path) -> str:
         f"A: {a} ({_name(reports[0])})",
         f"B: {b} ({_name(reports[1])})",
         "",
-        f"{len(common)} common utterances; {more_a} more in A, {more_b} in B.",
+        f"{len(common)} common utterances; {more_a} more in A, {more_b} in B."
+        + (" Measures without an interval are of all that each has." if more_a or more_b else ""),
         "",
         "| measure | A | B | B - A | 95 % interval | B is better with probability |",
         "|---|---|---|---|---|---|",
@@ -52,7 +54,7 @@ def compare(a: Path, b: Path) -> str:
         if edits and (pooled(edits[0]).rate is not None):
             lines.append(_rate_line(name, edits[0], edits[1], paired_bootstrap(edits[0], edits[1])))
     for name, path, factor, unit in OTHERS:
-        values = [_at(one, path) for one in reports]
+        values = [value_at(one, path) for one in reports]
         if values[0] is not None and values[1] is not None:
             x, y = (value * factor for value in values if value is not None)
             digits = 0 if unit == "ms" else 3 if not unit else 1
@@ -95,10 +97,3 @@ def _name(report: Mapping[str, Any]) -> str:
         f"{key} {report[key]}" for key in ("chunk_ms", "beam", "delay_ms", "final_pass") if key in report
     ]
     return ", ".join(str(part) for part in parts if part is not None)
-
-
-def _at(report: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = report
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value

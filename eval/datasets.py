@@ -145,6 +145,8 @@ def _with_labels(utterances: Sequence[Utterance], path: Path) -> list[Utterance]
         if utterance_id is None or "words" not in row:
             raise DatasetError(f'{where}: needs "id" and "words"')
         words[utterance_id] = _words(where, row["words"])
+    if not any(one.id in words for one in utterances):
+        raise DatasetError(f"{path}: none of its ids is one of the data's ids, such as {utterances[0].id!r}")
     return [replace(one, words=words.get(one.id, one.words)) for one in utterances]
 
 

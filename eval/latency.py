@@ -17,7 +17,7 @@ import numpy as np
 
 from eval.datasets import TimedWord
 from eval.trace import Trace
-from eval.wer import Edits, count_edits, matching_words, normalize
+from eval.wer import Edits, count_edits, matching_words, word_key
 from streaming.events import Final, Partial
 
 LONGEST_WORD_S = 0.6  # where only the end of a word is known
@@ -92,9 +92,9 @@ def shown_words(trace: Trace) -> list[ShownWord]:
 
 def spoken_ends_ms(shown: Sequence[ShownWord], reference: Sequence[TimedWord]) -> list[float | None]:
     """For each shown word, when its match in the reference had been said; None where it has no match."""
-    spoken = [(key, word.end_s * 1_000) for word in reference if (key := _key(word.word))]
+    spoken = [(key, word.end_s * 1_000) for word in reference if (key := word_key(word.word))]
     ends: list[float | None] = [None] * len(shown)
-    pairs = matching_words([key for key, _ in spoken], [_key(word.text) for word in shown])
+    pairs = matching_words([key for key, _ in spoken], [word_key(word.text) for word in shown])
     for i_spoken, i_shown in pairs:
         ends[i_shown] = spoken[i_spoken][1]
     return ends
@@ -116,7 +116,7 @@ def final_delays(shown: Sequence[ShownWord], ends_ms: Sequence[float | None]) ->
 
 def first_word_delay(trace: Trace, reference: Sequence[TimedWord]) -> Moment | None:
     """From the end of the first reference word until any word was shown; None where either is missing."""
-    spoken = [word for word in reference if _key(word.word)]
+    spoken = [word for word in reference if word_key(word.word)]
     first = min((view.step for views in _views(trace) for view in views if view.keys), default=None)
     if not spoken or first is None:
         return None
@@ -173,11 +173,6 @@ def _start_s(reference: Sequence[TimedWord], i: int) -> float:
     return max(reference[i - 1].end_s if i else 0.0, word.end_s - LONGEST_WORD_S)
 
 
-def _key(word: str) -> str:
-    """What two spellings of a word have in common; empty for fillers and for punctuation."""
-    return normalize(word).strip(" .")
-
-
 def _n_withdrawn(before: Sequence[str], after: Sequence[str]) -> int:
     changed = sum(a != b for a, b in zip(before, after, strict=False)) + max(len(before) - len(after), 0)
     last = len(before) - 1
@@ -201,7 +196,7 @@ def _views(trace: Trace) -> Iterator[list[_View]]:
 def _view(step: int, partial: Partial) -> _View:
     texts, keys, n_stable = [], [], 0
     for match in re.finditer(r"\S+", partial.text):
-        if key := _key(match[0]):
+        if key := word_key(match[0]):
             texts.append(match[0])
             keys.append(key)
             n_stable += match.end() <= partial.stable

@@ -65,6 +65,14 @@ def kept_entries(folder: Path) -> dict[str, Any]:
     return {key: held[key] for key in KEPT if isinstance(held, dict) and key in held}
 
 
+def value_at(summary: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """The entry of a report.json under these keys, one within the other; None where it is absent."""
+    value: Any = summary
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
     """What the compute times depend on."""
     return {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "device": device}

@@ -5,7 +5,6 @@ One pass over the audio gives both texts: what streamed, and what the second pas
 
 import math
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -61,35 +60,27 @@ def recognise(
             time.sleep(max(0.0, began_s + hearing.arrived_ms / 1_000 - time.perf_counter()))
         started_s = time.perf_counter()
         _work(engine)
-        hearing.note(
-            round(time.perf_counter() - started_s, 6)
-        )  # a run resumed from its file reports the same
+        # Rounded as in its file: a run that is resumed reports the same.
+        hearing.note(round(time.perf_counter() - started_s, 6))
     return hearing.trace(round(time.process_time() - began_cpu_s, 6))
 
 
 def recognise_together(
-    engine: Recogniser, clips: Sequence[tuple[str, Samples]], options: SessionOptions, *, at_once: int
+    engine: Recogniser, clips: Sequence[tuple[str, Samples]], options: SessionOptions
 ) -> list[Trace]:
-    """Like `recognise` for each clip (id, samples), with `at_once` sessions side by side; compute is not measured.
+    """Like `recognise` for each clip (id, samples), in sessions side by side; compute is not measured.
 
     Raises:
         EvaluationError: the engine failed, or left a session open.
     """
-    waiting, traces = deque(clips), {}
-    hearings: list[_Hearing] = []
-    while waiting or hearings:
-        while waiting and len(hearings) < at_once:
-            utterance_id, samples = waiting.popleft()
-            hearings.append(_Hearing(engine.open(options), utterance_id, samples, options))
-        for hearing in hearings:
+    hearings = [_Hearing(engine.open(options), *clip, options) for clip in clips]
+    while listening := [hearing for hearing in hearings if not hearing.ended]:
+        for hearing in listening:
             hearing.feed()
         _work(engine)
-        for hearing in hearings:
+        for hearing in listening:
             hearing.note(math.nan)
-            if hearing.ended:
-                traces[hearing.utterance_id] = hearing.trace()
-        hearings = [hearing for hearing in hearings if not hearing.ended]
-    return [traces[utterance_id] for utterance_id, _ in clips]
+    return [hearing.trace() for hearing in hearings]
 
 
 @dataclass

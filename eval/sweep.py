@@ -15,11 +15,11 @@ from eval.alignment import align
 from eval.baselines import KINDS
 from eval.datasets import TimedWord, Utterance
 from eval.jobs import STREAMING, Workshop, work
-from eval.log import Log, Run
+from eval.log import Log, Run, fingerprint
 from eval.report import Report, describe_machine, kept_entries, report, write_json
 from eval.run import recognise, recognise_together
 from eval.trace import Trace
-from streaming.session import SessionOptions
+from streaming.session import DEFAULT_DELAY_MS, SessionOptions
 
 ALIGNMENT = "alignment.jsonl"  # also a file for --words
 
@@ -38,14 +38,13 @@ class Condition:
         if self.system != "offline":
             parts.append(f"chunk{self.options.chunk_ms}")
         if self.system == STREAMING:
-            parts += [f"{key.partition('_')[0]}{value}" for key, value in self.chosen.items()]
+            parts += [f"beam{self.options.beam}", f"delay{self.options.delay_ms}"]
         return "-".join(parts)
 
     @property
     def chosen(self) -> dict[str, int]:
-        """How the search decides, where that is not left to the model."""
-        values = {"beam": self.options.beam, "delay_ms": self.options.delay_ms}
-        return {key: value for key, value in values.items() if value is not None}
+        """How the search decides."""
+        return {"beam": self.options.beam, "delay_ms": self.options.delay_ms}
 
     def settings(self, model: str, policy: str | None) -> dict[str, Any]:
         """The head of its report.json."""
@@ -60,22 +59,22 @@ class Condition:
 def conditions(
     *,
     chunk_ms: Sequence[int] = (300,),
-    beam: Sequence[int] = (),
-    delay_ms: Sequence[int] = (),
+    beam: Sequence[int] = (1,),
+    delay_ms: Sequence[int] = (DEFAULT_DELAY_MS,),
     final_pass: str = "full",
     baselines: Sequence[str] = (),
 ) -> list[Condition]:
-    """All combinations, baselines last; what is empty is left to the model.
+    """All combinations, baselines last.
 
     ValueError where a value is none that a session takes, or a baseline is unknown.
     """
-    asked = {"beam": beam, "delay_ms": delay_ms}
     if unknown := sorted(set(baselines) - KINDS.keys()):
         raise ValueError(f"no baseline is called {unknown[0]!r}: there are {', '.join(KINDS)}")
-    named = [[{name: value} for value in dict.fromkeys(values)] or [{}] for name, values in asked.items()]
     streaming = [
-        Condition(STREAMING, SessionOptions(chunk_ms=chunk, final_pass=final_pass, **beams, **delays))
-        for chunk, beams, delays in product(dict.fromkeys(chunk_ms), *named)
+        Condition(
+            STREAMING, SessionOptions(chunk_ms=chunk, final_pass=final_pass, beam=width, delay_ms=delay)
+        )
+        for chunk, width, delay in product(*map(dict.fromkeys, (chunk_ms, beam, delay_ms)))
     ]
     others = [
         Condition(system, SessionOptions(chunk_ms=chunk, final_pass="none"))
@@ -97,19 +96,19 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Recognition:
-    """The task of recognising some utterances: one after the other, or all at once without measuring compute."""
+    """The task of recognising some utterances: one after the other, or together without measuring compute."""
 
     condition: Condition
     utterances: tuple[Utterance, ...]
-    at_once: int = 1
+    together: bool = False
     realtime: bool = False
 
     def __call__(self, workshop: Workshop) -> list[Trace]:
         clips = [(utterance.id, read_audio(utterance.audio)) for utterance in self.utterances]
         options = self.condition.options
         engine = workshop.recogniser(self.condition.system, clips[0][1], options)
-        if self.at_once > 1:
-            return recognise_together(engine, clips, options, at_once=self.at_once)
+        if self.together:
+            return recognise_together(engine, clips, options)
         return [recognise(engine, *clip, options, realtime=self.realtime) for clip in clips]
 
 
@@ -148,17 +147,20 @@ def evaluate(
     Raises EvaluationError where a folder holds other settings or an engine fails, AudioError where a file cannot
     be read.
     """
+    audio = {one.id: fingerprint(one.audio) for one in plan.utterances}
     runs = {
         condition: Run(
             plan.folder(condition),
             condition.settings(workshop.model, plan.policy)
             | ({"batch": plan.batch} if plan.batch > 1 else {}),
+            audio,
             resume=plan.resume,
         )
         for condition in plan.conditions
     }
     log = Log(plan.out / ALIGNMENT)
-    timed = _known_times(plan, log, workshop.model)
+    timed = _known_times(plan, log, workshop.model, audio)
+    machine = _machine(plan, workshop)
     alignments = [
         Alignment(one) for one in plan.utterances if one.words is None and one.text and one.id not in timed
     ]
@@ -172,12 +174,13 @@ def evaluate(
             one = task.utterance
             timed[one.id] = result
             words = [[word.word, word.start_s, word.end_s] for word in result]
-            log.append({"id": one.id, "model": workshop.model, "text": one.text, "words": words})
+            known = {"id": one.id, "model": workshop.model, "audio": audio[one.id], "text": one.text}
+            log.append(known | {"words": words})
             n_done += 1
             progress(n_done, total, "aligning")
             return
         for trace in result:
-            runs[task.condition].add(trace)
+            runs[task.condition].add(trace, machine)
         n_done += len(result)
         progress(n_done, total, task.condition.name)
 
@@ -186,25 +189,30 @@ def evaluate(
     return _report(plan, runs, timed, workshop)
 
 
-def _known_times(plan: Plan, log: Log, model: str) -> dict[str, tuple[TimedWord, ...]]:
-    """The alignments by utterance that are there already, of these references by this model."""
+def _machine(plan: Plan, workshop: Workshop) -> dict[str, Any]:
+    """What is measured on from now on."""
+    threads = {} if workshop.threads is None else {"threads": workshop.threads}
+    return describe_machine() | threads | {"jobs": plan.jobs}
+
+
+def _known_times(plan: Plan, log: Log, model: str, audio: dict[str, str]) -> dict[str, tuple[TimedWord, ...]]:
+    """The alignments by utterance that are there already, of these references to this audio by this model."""
     if not plan.resume:
         log.path.unlink(missing_ok=True)
-    texts = {one.id: one.text for one in plan.utterances}
+    wanted = {one.id: (model, audio[one.id], one.text) for one in plan.utterances}
     return {
         row["id"]: tuple(TimedWord(*word) for word in row["words"])
         for row in log.rows()
-        if row["model"] == model and texts.get(row["id"]) == row["text"]
+        if wanted.get(row.get("id", "")) == (row.get("model"), row.get("audio"), row.get("text"))
     }
 
 
 def _missing(plan: Plan, condition: Condition, run: Run) -> list[Recognition]:
     todo = [one for one in plan.utterances if one.id not in run.traces]
-    # In a batch the longest go first, so that rows end together; several rounds share one task, but not for long.
-    if plan.batch > 1:
+    if plan.batch > 1:  # the longest go first, so that those of a batch end together
         todo.sort(key=lambda one: -one.audio.stat().st_size)
     groups = [todo[i : i + plan.batch] for i in range(0, len(todo), plan.batch)]
-    return [Recognition(condition, tuple(group), plan.batch, plan.realtime) for group in groups]
+    return [Recognition(condition, tuple(group), plan.batch > 1, plan.realtime) for group in groups]
 
 
 def _report(
@@ -213,15 +221,13 @@ def _report(
     utterances = [
         replace(one, words=timed.get(one.id)) if one.words is None else one for one in plan.utterances
     ]
-    machine = describe_machine() | {"jobs": plan.jobs}
-    if workshop.threads is not None:
-        machine["threads"] = workshop.threads
     reports: dict[Condition, Report] = {}
     for condition in sorted(runs, key=lambda one: one.system == STREAMING):  # baselines first: the yardstick
         run = runs[condition]
         recognised = [(one, run.traces[one.id]) for one in utterances]
-        extra = {"word_times": _clock(plan.utterances, timed, workshop.model), **kept_entries(run.folder)}
-        made = report(run.settings, recognised, machine, extra)
+        kept = {} if run.grew else kept_entries(run.folder)  # they are about the traces that were there
+        extra = {"word_times": _clock(plan.utterances, timed, workshop.model), **kept}
+        made = report(run.settings, recognised, run.machine, extra)
         made.summary.update(_compute_ratios(condition, made, reports))
         reports[condition] = made
     for condition, made in reports.items():

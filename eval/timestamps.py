@@ -22,24 +22,19 @@ import soundfile
 from asr.audio import SAMPLE_RATE, AudioError, Samples, read_audio
 from asr.timing import HOPS_PER_SECOND, loudness, noise_floor
 from eval.datasets import DatasetError, TimedWord, Utterance, load
-from eval.report import json_line, write_atomically
+from eval.report import json_line, write_atomically, write_json
 from eval.run import Recogniser, recognise
 from eval.trace import Trace
-from eval.wer import matching_words, normalize
+from eval.wer import matching_words, word_key
 from streaming.events import Word
 from streaming.session import SessionOptions
 
 WITHIN_MS = 200
-PAUSE_S = (
-    0.1,
-    0.8,
-)  # between two clips, drawn uniformly; a recogniser may end an utterance in the longer ones
+PAUSE_S = (0.1, 0.8)  # between two clips, at random; a recogniser may end an utterance in the longer ones
 SILENCE_S = 0.5  # around a piece
 PEAK = 0.5  # of a piece, full scale is 1
 ROOM = 3e-4  # standard deviation of the noise under a piece, so that its pauses are no digital silence
-CLOSURE_HOPS = (
-    15  # a word may be silent this long before its "t" or "k" bursts; what is further off is a click
-)
+CLOSURE_HOPS = 15  # a word may be silent so long before its "t" or "k" bursts; what is further off is a click
 UNDER_PEAK_DB = (40.0, 25.0)  # a word ends where it is at most, and at least, this much below its peak
 OVER_FLOOR_DB = 8.0
 
@@ -124,7 +119,9 @@ def _join(name: str, speaker: str, clips: Sequence[Utterance], generator: np.ran
 
 def time_errors(reference: Sequence[TimedWord], said: Sequence[Word]) -> list[TimeError]:
     """The errors of the words that were recognised; words whose start is not known are left out."""
-    pairs = matching_words([_key(word.word) for word in reference], [_key(word.text) for word in said])
+    pairs = matching_words(
+        [word_key(word.word) for word in reference], [word_key(word.text) for word in said]
+    )
     return [
         TimeError(said[j].start_ms - start_s * 1_000, said[j].end_ms - reference[i].end_s * 1_000)
         for i, j in pairs
@@ -196,10 +193,6 @@ def write_pieces(pieces: Sequence[Piece], folder: Path) -> Path:
     return manifest
 
 
-def _key(word: str) -> str:
-    return normalize(word).strip(" .")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m eval.timestamps`; the exit code, 2 for bad input."""
     parser = argparse.ArgumentParser(
@@ -226,19 +219,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = [sys.executable, "-m", "asr_stream", "eval", str(manifest), "--out", str(given.out), *options]
     if code := subprocess.run(command, check=False).returncode:
         return code
-    found = add_to_report(given.out, pieces)
+    try:
+        found = add_to_report(given.out, pieces)
+    except DatasetError as error:
+        parser.error(str(error))
     print(json.dumps(found, indent=1))
     return 0
 
 
 def add_to_report(out: Path, pieces: Sequence[Piece]) -> dict[str, Any] | None:
-    """Computes `timestamps` from the run in the folder `out` and puts it into its report.json."""
+    """Computes `timestamps` from the run in the folder `out` and puts it into its report.json.
+
+    Raises DatasetError where it holds a sweep.
+    """
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    if "sweep" in report:
+        raise DatasetError(f"{out} holds a sweep: measure one setting at a time")
     rows = [json.loads(line) for line in (out / "traces.jsonl").read_text(encoding="utf-8").splitlines()]
     traces = {trace.utterance_id: trace for trace in map(Trace.from_json, rows)}
     found = summarize((piece.words, traces[piece.id]) for piece in pieces)
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     report |= {} if found is None else {"timestamps": found}
-    write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "report.json", report)
     return found
 
 

@@ -62,6 +62,11 @@ def normalize(text: str) -> str:
     return normalized.strip()
 
 
+def word_key(word: str) -> str:
+    """What two spellings of a word have in common; empty for fillers and for punctuation."""
+    return normalize(word).strip(" .")
+
+
 def count_edits(reference: str, hypothesis: str) -> Edits:
     """The fewest word edits between the normalized texts."""
     output = jiwer.process_words(normalize(reference), normalize(hypothesis))

@@ -99,6 +99,9 @@ def test_word_times_may_come_from_a_file_of_their_own(tree: Path, tmp_path: Path
     words = {one.id: one.words for one in load(tree, "test-clean", labels=labels)}
     assert words["26-495-0000"] == (TimedWord("dear", None, 0.3), TimedWord("sir", None, 0.8))
     assert words["84-121123-0000"] is None
+    labels.write_text('{"id": "x", "words": []}\n')
+    with pytest.raises(DatasetError, match=r"labels\.jsonl: none of its ids"):
+        load(tree, "test-clean", labels=labels)
 
 
 @pytest.mark.parametrize(

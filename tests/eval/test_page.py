@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from eval.datasets import TimedWord, Utterance
+from eval.document import Table
 from eval.jobs import STREAMING
-from eval.page import Table, headline, page
+from eval.page import headline, page
 from eval.plots import entries
 from eval.report import Report, report
 from eval.sweep import Condition, conditions

@@ -29,10 +29,9 @@ def test_one_pass_gives_both_texts(engine: Callable) -> None:
     assert (trace.streaming_text, trace.final_text) == ("for man", "for a man")
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_together_clips_give_what_each_gives_alone_but_for_compute(engine: Callable, at_once: int) -> None:
+def test_together_clips_give_what_each_gives_alone_but_for_compute(engine: Callable) -> None:
     clips = {"small": said(1, 2, 3), "man": said(0, 4, 5), "quiet": said(0), "long": said(1, 1, 2, 2, 3)}
-    together = recognise_together(engine(), list(clips.items()), SessionOptions(), at_once=at_once)
+    together = recognise_together(engine(), list(clips.items()), SessionOptions())
     assert [trace.utterance_id for trace in together] == list(clips)
     for trace in together:
         alone = recognise(engine(), trace.utterance_id, clips[trace.utterance_id], SessionOptions())

@@ -9,7 +9,7 @@ import pytest
 
 from eval.datasets import TimedWord, Utterance
 from eval.jobs import STREAMING, Workshop
-from eval.report import Report
+from eval.report import Report, write_json
 from eval.run import EvaluationError
 from eval.sweep import ALIGNMENT, Condition, Plan, conditions, evaluate, write_overview
 from streaming.events import Fault
@@ -110,6 +110,45 @@ def test_a_folder_with_another_run_is_refused_or_forgotten(
     assert len((out / "traces.jsonl").read_text().splitlines()) == 3
 
 
+def test_another_recording_of_the_same_name_is_recognised_anew(
+    engine: Callable, utterances: list[Utterance], record: Callable, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    before = run(engine(), utterances, out)[STREAM]
+    assert before.utterances[0]["hypothesis"] == "one small step"
+    record(utterances[0].audio, [3, 2, 1])
+    again = engine()
+    after = run(again, utterances, out)[STREAM]
+    assert again.opened == WARM_UP + 1
+    assert after.utterances[0]["hypothesis"] == "step small one"
+    assert after.utterances[1:] == before.utterances[1:]
+
+
+def test_what_was_added_about_a_run_goes_when_the_run_changes(
+    engine: Callable, utterances: list[Utterance], tmp_path: Path
+) -> None:
+    out, added = tmp_path / "out", {"timestamps": {"start_mae_ms": 40.0}}
+    for how in ({}, {"resume": False}):
+        summary = one(run(engine(), utterances[:2], out, **how))
+        assert "timestamps" not in summary
+        write_json(out / "report.json", summary | added)
+        assert one(run(engine(), utterances[:2], out))["timestamps"] == added["timestamps"]
+    assert "timestamps" not in one(run(engine(), utterances, out))
+
+
+def test_a_report_says_what_its_traces_were_measured_on(
+    engine: Callable, utterances: list[Utterance], tmp_path: Path
+) -> None:
+    def threads(some: list[Utterance], n: int) -> int:
+        plan = Plan(some, [STREAM], tmp_path / "out")
+        [made] = evaluate(plan, Workshop(engine, "scripted", n)).values()
+        return int(made.summary["machine"]["threads"])
+
+    assert threads(utterances[:1], 1) == 1
+    assert threads(utterances[:1], 2) == 1  # nothing was left to do
+    assert threads(utterances, 2) == 2
+
+
 def test_traces_that_are_none_are_one_clear_line(
     engine: Callable, utterances: list[Utterance], tmp_path: Path
 ) -> None:
@@ -121,6 +160,9 @@ def test_traces_that_are_none_are_one_clear_line(
             EvaluationError, match=r"not (the traces of an evaluation|what an evaluation wrote)"
         ):
             run(engine(), utterances, out)
+    (out / "run.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"run\.json: not what an evaluation wrote"):
+        run(engine(), utterances, out)
 
 
 def test_a_batch_gives_the_same_words_and_no_compute(

@@ -11,7 +11,17 @@ import pytest
 import soundfile
 
 from eval.datasets import DatasetError, TimedWord, Utterance, load
-from eval.timestamps import PAUSE_S, Piece, main, measure, speech_span, splice, summarize, time_errors
+from eval.timestamps import (
+    PAUSE_S,
+    Piece,
+    add_to_report,
+    main,
+    measure,
+    speech_span,
+    splice,
+    summarize,
+    time_errors,
+)
 from eval.trace import Step, Trace
 from streaming.events import Closed, Final, Word
 from streaming.session import SessionOptions
@@ -163,6 +173,12 @@ def test_the_command_adds_to_the_report_of_the_run(
     assert report["timestamps"] == json.loads(capsys.readouterr().out)
     assert report["timestamps"]["start_mae_ms"] <= 0.5
     assert (report["timestamps"]["words"], report["timestamps"]["unrecognised"]) == (2, 6)
+
+
+def test_a_sweep_has_no_time_errors_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"sweep": {}}')
+    with pytest.raises(DatasetError, match="one setting at a time"):
+        add_to_report(tmp_path, [])
 
 
 @pytest.mark.parametrize(
