@@ -106,7 +106,7 @@ class CapacityReport:
         return {
             "capacity_streams": self.capacity,
             "at_least": self.capacity == self.most,  # more may do: they were not tried
-            "curve": [trial.as_json() | {"in_time": trial.in_time} for trial in self._by_streams()],
+            "curve": [_of_curve(trial) for trial in self._by_streams()],
         }
 
     def table(self) -> Table:
@@ -146,6 +146,12 @@ class CapacityReport:
 
     def _by_streams(self) -> list[BenchReport]:
         return sorted(self.trials, key=lambda trial: trial.load.streams)
+
+
+def _of_curve(trial: BenchReport) -> dict[str, object]:
+    """Without the peak of memory: the server may have reached it in a trial before, with more streams."""
+    values = {key: value for key, value in trial.as_json().items() if key != "peak_memory_mb"}
+    return values | {"in_time": trial.in_time}
 
 
 def find_capacity(trial: Callable[[int], BenchReport], most: int) -> Iterator[CapacityReport]:

@@ -53,7 +53,7 @@ def bench(
     reports: Annotated[
         list[Report] | None,
         typer.Argument(
-            metavar="[REPORT]...",
+            metavar="REPORT",
             help="compute: what a chunk costs one stream, and which stage. streams: how many streams at once. "
             "memory: of each stream. long: an hour in one session. All four if none is named.",
         ),
@@ -110,13 +110,12 @@ def bench(
         "model": model,
         "adapter": house.describe_adapter(model, adapter),
         "data": data.name,
-        "chunk_ms": chunk_ms,
         "delay_ms": delay_ms,
-        "beam": beam,
         "final_pass": final_pass,
         "threads": threads,  # null: as the server chooses
         "machine": house.describe_machine(),
     }
+    compared = {"chunk_ms": chunk_ms, "beam": beam}  # by `compute`, whose rows say which
     for name in dict.fromkeys(reports or ([Report.STREAMS] if streams else Report)):
         measured: Measured | None = None
         try:
@@ -124,7 +123,8 @@ def bench(
                 measured = so_far
         finally:  # Ctrl-C, or a server that gave up: what there is was measured
             if measured is not None:
-                _write(out, name, {"report": name.value} | header, measured)
+                own = {} if name == Report.COMPUTE else compared
+                _write(out, name, {"report": name.value} | header | own, measured)
                 Console().print(measured.table())
                 tell(f"{out / name}.json")
 
@@ -165,7 +165,7 @@ class Bench:
         rows = [{"chunk_ms": chunk_ms, "beam": beam} for chunk_ms in CHUNKS_MS for beam in BEAMS]
         with progress("compute") as show:
             engine = self._engine()
-            for report in measure_compute(engine, samples, rows, final_pass=self.options.final_pass):
+            for report in measure_compute(engine, samples, self.options, rows):
                 show(len(report.rows), len(rows))
                 yield report
 

@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,9 +91,7 @@ class ComputeRow:
     max_ms: float
     rtf: float  # compute per audio, without second passes
     second_pass_rtf: float
-    stages_ms: dict[
-        str, float
-    ]  # per chunk, on average; they add up to the mean, the end of the audio included
+    stages_ms: dict[str, float]  # per chunk, on average: together the mean, the end of the audio included
 
 
 @dataclass(frozen=True)
@@ -125,19 +123,20 @@ class ComputeReport:
 
 
 def measure_compute(
-    engine: "Engine", samples: Samples, rows: Sequence[dict[str, Any]], *, final_pass: str = "full"
+    engine: "Engine", samples: Samples, options: SessionOptions, rows: Sequence[dict[str, Any]]
 ) -> Iterator[ComputeReport]:
-    """Streams `samples` (n,) of 16 kHz through `engine` once for each of `rows`, the session options to compare.
+    """Streams `samples` (n,) of 16 kHz through `engine` once for each of `rows`, the options to compare.
 
     engine: used by nobody else, with the second pass inside `step` (final_pass_thread=False).
+    options: of every row, but for what the row says.
 
     Yields what is known after each row. Raises RecognitionError where the engine fails.
     """
     measured: list[ComputeRow] = []
     for row in rows:
-        options = SessionOptions(**row, final_pass=final_pass)
-        _stream(engine, samples[: int(WARM_UP_S * SAMPLE_RATE)], options)
-        measured.append(_measure_row(engine, samples, options, row))
+        chosen = replace(options, **row)
+        _stream(engine, samples[: int(WARM_UP_S * SAMPLE_RATE)], chosen)
+        measured.append(_measure_row(engine, samples, chosen, row))
         yield ComputeReport(tuple(measured))
 
 

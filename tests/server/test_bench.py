@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from server.bench_compute import HOOKS, OTHER, SECOND_PASS, STAGES, StageClock, 
 from server.child import child_server
 from server.load import LoadReport
 from streaming.engine import Engine
+from streaming.session import SessionOptions
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FAKE_SERVER = """
@@ -90,6 +92,7 @@ def test_the_curve_is_in_order_of_streams(tmp_path: Path) -> None:
     assert [row["streams"] for row in values["curve"]] == [1, 2, 3, 4]
     assert [row["lag_p95_ms"] for row in values["curve"]] == [50, 80, None, 500]
     assert [row["in_time"] for row in values["curve"]] == [True, True, False, False]
+    assert not any("peak_memory_mb" in row for row in values["curve"])
     assert "2 streams in time" in as_text(report)
     report.plot(tmp_path / "streams.png")
     assert [path.read_bytes()[:8] for path in tmp_path.iterdir()] == [PNG]
@@ -159,8 +162,12 @@ def test_hooks_are_gone_when_it_is_over() -> None:
 def test_compute_is_measured_stage_by_stage(tiny: Whisper, jfk) -> None:
     engine = Engine(tiny, tiny, "tiny", slots=1, final_pass_thread=False)
     rows = [{"chunk_ms": 500, "beam": 1}, {"chunk_ms": 1000, "beam": 2}]
-    reports = list(measure_compute(engine, jfk[: 4 * 16_000].numpy(), rows))
+    opened, open_ = [], engine.open
+    engine.open = lambda options: opened.append(options) or open_(options)  # type: ignore[method-assign]
+    asked = SessionOptions(delay_ms=400)
+    reports = list(measure_compute(engine, jfk[: 4 * 16_000].numpy(), asked, rows))
     engine.close()
+    assert set(opened) == {replace(asked, **row) for row in rows}
     assert [len(report.rows) for report in reports] == [1, 2]
     for row, options, chunks in zip(reports[-1].rows, rows, (8, 4), strict=True):
         assert (row.options, row.chunks) == (options, chunks)
