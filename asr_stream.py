@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import typer
 from typer.core import TyperGroup
@@ -95,6 +95,11 @@ Prompt = Annotated[str, typer.Option(help="What was said or written before; the 
 HotwordList = Annotated[
     str, typer.Option("--hotwords", help="Words likely to be said: `Ada, Mont Blanc`, or @FILE, a line each.")
 ]
+
+
+T = TypeVar("T")
+#: Of a server: what holds for clients that do not say.
+ForOthers = Annotated[T | None, typer.Option(help="Unless the client asks otherwise.")]
 
 
 @app.callback()
@@ -199,6 +204,23 @@ def progress(what: str) -> "AbstractContextManager[Show]":
     return bar(what)
 
 
+def _session(
+    chunk_ms: int, delay_ms: int, final_pass: str, beam: int, prompt: str, hotwords: str
+) -> "SessionOptions":
+    """What the options of a command ask for; ValueError with one clear line for what may not be."""
+    from asr.biasing import read_hotwords
+    from streaming.session import SessionOptions
+
+    return SessionOptions(
+        chunk_ms=chunk_ms,
+        delay_ms=delay_ms,
+        final_pass=final_pass,
+        beam=beam,
+        prompt=prompt,
+        hotwords=read_hotwords(hotwords),
+    )
+
+
 @app.command()
 def transcribe(
     file: Annotated[str, typer.Argument(help="WAV, FLAC, Ogg or MP3; - for raw PCM from stdin.")],
@@ -220,20 +242,11 @@ def transcribe(
 ) -> None:
     """Write down what is said in a recording. Ctrl-C ends it early, with what was recognised so far."""
     from asr.audio import PcmDecoder, duration, stream_audio
-    from asr.biasing import read_hotwords
     from server import sources, terminal
     from server.transcribe import replacing
     from server.transcribe import transcribe as run
-    from streaming.session import SessionOptions
 
-    session = SessionOptions(
-        chunk_ms=chunk_ms,
-        delay_ms=delay_ms,
-        final_pass=final_pass,
-        beam=beam,
-        prompt=prompt,
-        hotwords=read_hotwords(hotwords),
-    )
+    session = _session(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)
     if file == "-":
         length_s, audio = (
             None,
@@ -260,11 +273,11 @@ def serve(
     adapter: Adapter = None,
     slots: Annotated[int | None, typer.Option(help="Conversations at once.")] = None,
     threads: Threads = None,
-    chunk_ms: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
-    delay_ms: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
-    final_pass: Annotated[FinalPass | None, typer.Option(help="Unless the client asks otherwise.")] = None,
-    beam: Annotated[int | None, typer.Option(help="Unless the client asks otherwise.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Unless the client asks otherwise.")] = None,
+    chunk_ms: ForOthers[int] = None,
+    delay_ms: ForOthers[int] = None,
+    final_pass: ForOthers[FinalPass] = None,
+    beam: ForOthers[int] = None,
+    prompt: ForOthers[str] = None,
     hotwords: Annotated[
         str | None, typer.Option(help="A list or @FILE; clients may bring their own.")
     ] = None,
@@ -299,6 +312,7 @@ def serve(
 
 @app.command()
 def mic(
+    context: typer.Context,
     url: Annotated[str | None, typer.Option(help="A server (ws://...) instead of a model here.")] = None,
     device: Annotated[str | None, typer.Option(help="Number or name of the microphone.")] = None,
     list_devices: Annotated[bool, typer.Option(help="Show the microphones and end.")] = False,
@@ -315,40 +329,29 @@ def mic(
     """Show what is said into the microphone while it is said. A server's key is taken from ASR_STREAM_API_KEY."""
     import asyncio
 
-    from asr.biasing import read_hotwords
     from server.client import StreamClient
     from server.local import LocalClient
     from server.mic import check_input, input_devices, talk
-    from streaming.session import SessionOptions
 
     if list_devices:
         typer.echo("\n".join(input_devices()) or "no microphone was found")
         return
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    if url is not None and (own := sorted(given & {"model", "adapter", "threads"})):
+        raise ValueError(f"--{own[0]} is for a model here: with --url it is the server's to choose")
+    session = _session(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)
     chosen = int(device) if device and device.isdecimal() else device
     check_input(chosen)
-    session = SessionOptions(
-        chunk_ms=chunk_ms,
-        delay_ms=delay_ms,
-        final_pass=final_pass,
-        beam=beam,
-        prompt=prompt,
-        hotwords=read_hotwords(hotwords),
-    )
 
     async def run() -> None:
         token = os.environ.get("ASR_STREAM_API_KEY")
         if url is not None:
-            remote = StreamClient(
-                url,
-                chunk_ms=chunk_ms,
-                delay_ms=delay_ms,
-                final_pass=final_pass,
-                token=token,
-                beam=beam if beam > 1 else None,  # what is left out is as the server has it
-                prompt=prompt or None,
-                hotwords=session.hotwords or None,
-            )
-            async with remote as client:
+            names = ("chunk_ms", "delay_ms", "final_pass", "beam", "prompt", "hotwords")
+            wishes = {name: getattr(session, name) for name in names if name in given}
+            async with StreamClient(
+                url, token=token, **wishes
+            ) as client:  # the others are as the server has them
                 await talk(client, chosen)
         else:
             engine = build_engine(model, slots=1, threads=threads, adapter=adapter)
