@@ -19,15 +19,16 @@ from asr.offline import OfflineDecoder
 from asr.search import Hypothesis
 from asr.timing import TimedWord
 from streaming import policy
-from streaming.endpoint import EndpointOptions, VoiceActivity, milliseconds, samples_in
+from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity, milliseconds, samples_in
 from streaming.events import Endpoint, Fault, Final
 from streaming.final_pass import FinalJob, FinalPass
 from streaming.recognizer import Recognizer
 from streaming.session import Full, Session, SessionOptions
 from streaming.utterance import Feed, Utterances, Verdict
 
-#: Silence after the last audio of an utterance that ends at once: the model says a word a little after its end.
-FLUSH_MS = 500  # of silence behind the end, beside the delay at which words are due
+#: Silence that a window must have heard behind its last word, beside the delay at which words are due: the model
+#: says a word a little after its end, and what stands behind it only when there was a pause.
+FLUSH_MS = 500
 
 
 @dataclass
@@ -227,9 +228,9 @@ class Engine:
             stream.session.put(partial)
 
     def _finish_utterance(self, stream: _Stream, rest: np.ndarray) -> None:
-        """The client ends the utterance: the rest of its audio, and the silence that lets the last words out."""
+        """The client ends the utterance: the rest of its audio, and silence that completes its last chunk."""
         utterances, chunk, session = stream.utterances, stream.utterances.chunk, stream.session
-        n_chunks = -(-(len(rest) + samples_in(FLUSH_MS + session.options.delay_ms)) // chunk)
+        n_chunks = -(-(len(rest) + WINDOW) // chunk)  # the last window of voice activity is complete, too
         padded = np.zeros(n_chunks * chunk, np.float32)
         padded[: len(rest)] = rest
         for start in range(0, len(padded), chunk):
@@ -243,21 +244,28 @@ class Engine:
             self._release([stream])
 
     def _end(self, stream: _Stream) -> None:
-        """Settles the open window, and asks for its second pass."""
+        """Lets the last words out, settles the open window, and asks for its second pass."""
+        self._flush(stream)
         utterances = stream.utterances
         hypothesis = self._recognizer.settle(self._state, stream.row)
         self._show(stream, hypothesis)
         if stream.shown.text:
             stream.session.put(Endpoint(stream.utterance, stream.ms(stream.heard)))
-            if self._second_pass(
-                stream
-            ):  # which will know the times better, without making other streams wait
+            if self._second_pass(stream):  # it will know the times better, without making other streams wait
                 words = policy.rough_words(hypothesis, self._vocabulary, stream.delay_s)
             else:
                 words = self._recognizer.words(self._state, stream.row, utterances.audio())
             assert utterances.start is not None
             self._finalise(stream, words, utterances.audio(), utterances.start, stream.heard)
         utterances.end()
+
+    def _flush(self, stream: _Stream) -> None:
+        """Lets a window that ends hear the silence at which its last words are due, whatever comes in its place."""
+        missing = samples_in(FLUSH_MS + stream.session.options.delay_ms) - stream.utterances.silence
+        silence, row = torch.zeros(1, stream.utterances.chunk), torch.tensor([stream.row])
+        for _ in range(0, missing, stream.utterances.chunk):
+            (hypothesis,), _ = self._recognizer.step(silence, self._state, row)
+            self._show(stream, hypothesis)
 
     def _turn(self, stream: _Stream) -> _Work:
         """Ends a full window in mid-speech; settled words after the cut open the next window as they are."""

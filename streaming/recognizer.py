@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asr.audio import Samples
 from asr.beam import StreamSearch
 from asr.biasing import UNGUIDED, Guidance
-from asr.audio import Samples
 from asr.checkpoint import Whisper
 from asr.encoder import FRAMES_PER_SECOND, EncoderState
 from asr.mel import LogMel, MelState

@@ -57,6 +57,11 @@ class Utterances:
     def open(self) -> bool:
         return self.start is not None
 
+    @property
+    def silence(self) -> int:
+        """How long nobody has spoken in the open window."""
+        return self.now - self.last_speech
+
     def hear(self, chunk: np.ndarray, speech: np.ndarray) -> tuple[Feed | None, Verdict]:
         """Takes in a chunk and its probabilities of speech, one per 32 ms, oldest first.
 
@@ -85,7 +90,7 @@ class Utterances:
 
     def end(self) -> None:
         """Closes the window; what is silent at its end leads the next one."""
-        silent = self.now - self.last_speech
+        silent = self.silence
         window, self._audio, self.start, self._open_run = self.audio(), [], None, False
         self._lead = []
         n_lead = min(silent // self.chunk, self._lead_chunks)
@@ -134,11 +139,11 @@ class Utterances:
     def _verdict(self) -> Verdict:
         assert self.start is not None
         longest = samples_in(self.options.longest_ms)
-        age, silence = self.now - self.start, self.now - self.last_speech
+        age = self.now - self.start
         needed = samples_in(self.options.silence_ms)
         if age > HURRY_AT * longest:
             needed = int(needed * HURRY_SILENCE)
-        if silence >= needed:
+        if self.silence >= needed:
             return Verdict.END
         return Verdict.TURN if age + self.chunk > longest else Verdict.GO_ON
 

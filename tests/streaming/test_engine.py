@@ -439,3 +439,27 @@ def test_each_session_has_its_own_delay(make_engine: Callable[..., Engine]) -> N
     work_off(engine)
     first, begin = [engine._state.search.rows[stream.row].prefix for stream in engine._streams], 50363
     assert [prefix[-1] - begin for prefix in first] == [30, 0]
+
+
+@pytest.mark.parametrize("delay_ms", [0, 600])
+@pytest.mark.parametrize("chunk_ms", [100, 400, 1000])
+def test_the_last_words_have_time_to_be_said(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, chunk_ms: int, delay_ms: int
+) -> None:
+    """However a window ends, by a pause shorter than the delay or by its client, it hears the delay to its end."""
+    engine = make_engine(1)
+    heard: list[float] = []  # by the windows, in seconds of the stream, when they are settled
+    settle = engine._recognizer.settle
+
+    def watched(state, row):
+        start = engine._streams[0].utterances.start / RATE
+        heard.append(start + (int(state.search.decoder.audio.lengths[row]) + 1) / 50)
+        return settle(state, row)
+
+    monkeypatch.setattr(engine._recognizer, "settle", watched)
+    session = engine.open(SessionOptions(chunk_ms=chunk_ms, final_pass="none", delay_ms=delay_ms))
+    converse(engine, session, speech((0.0, 2.0), (3.0, 4.0), seconds=4.0))
+    assert len(heard) == 2
+    due_s = (FLUSH_MS + delay_ms) / 1000
+    for heard_s, spoken_s in zip(heard, (2.0, 4.0), strict=True):
+        assert due_s - 1e-9 <= heard_s - spoken_s < due_s + 2 * chunk_ms / 1000

@@ -5,8 +5,9 @@ import threading
 import numpy as np
 import pytest
 
+from asr.checkpoint import LONGEST_DELAY_S
 from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
-from streaming.session import Session, SessionOptions
+from streaming.session import DELAY_MS, Session, SessionOptions
 
 CHUNK = 4_800
 
@@ -261,3 +262,7 @@ def test_threads_lose_nothing() -> None:
     heard = [answer.utterance for answer in answers]
     assert heard == sorted(set(heard))
     assert heard[-1] == len(got)
+
+
+def test_no_delay_is_longer_than_models_are_taught() -> None:
+    assert (0, round(1000 * LONGEST_DELAY_S)) == DELAY_MS
