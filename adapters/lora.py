@@ -1,7 +1,9 @@
 """Low-rank adapters through peft: attach, merge, save, load."""
 
+import json
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adapters.shipped import AdapterError
-from asr.checkpoint import Whisper
+from asr.checkpoint import LONGEST_DELAY_S, Whisper
 
+#: What a stream expects of its adapter, saved beside the weights: one trained otherwise loads, and hears badly.
+TAUGHT, TAUGHT_FILE = (
+    {"lookahead_blocks": 1, "longest_delay_ms": round(1000 * LONGEST_DELAY_S)},
+    "careless.json",
+)
 #: Every projection of attention and both layers of the MLPs.
 TARGETS = r".*\.(query|key|value|out|mlp\.0|mlp\.2)"
 
@@ -48,16 +55,16 @@ def _fold(adapted: PeftModel) -> None:
 
 def _forward_folded(layer: Linear, x: Tensor) -> Tensor:
     (name,) = layer.active_adapters
-    base = layer.get_base_layer()
-    low_rank = layer.lora_B[name].weight @ layer.lora_A[name].weight
-    return F.linear(x, base.weight + layer.scaling[name] * low_rank, base.bias)
+    base = cast(nn.Linear, layer.get_base_layer())
+    a, b = (cast(nn.Linear, pair[name]).weight for pair in (layer.lora_A, layer.lora_B))
+    return F.linear(x, base.weight + layer.scaling[name] * (b @ a), base.bias)
 
 
 def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftModel:
     """Puts the adapter saved in `directory` on `model`, unmerged.
 
     Raises:
-        AdapterError: nothing there, or made for another model.
+        AdapterError: nothing there, made for another model, or taught what this version does not ask.
     """
     if not (directory / "adapter_config.json").is_file():
         raise AdapterError(
@@ -65,6 +72,11 @@ def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftMod
         )
     if not (directory / "adapter_model.safetensors").is_file():
         raise AdapterError(f"the adapter in {directory} has no weights: adapter_model.safetensors is missing")
+    if _taught(directory) != TAUGHT:
+        raise AdapterError(
+            f"the adapter in {directory} was trained by another version, before the encoder looked a chunk ahead "
+            "or words could be delayed: train it again (asr-stream train --start-from it, a fraction of the steps)"
+        )
     try:
         adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
@@ -74,10 +86,17 @@ def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftMod
     return adapted
 
 
+def _taught(directory: Path) -> object:
+    try:
+        return json.loads((directory / TAUGHT_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def read(adapted: PeftModel, directory: Path) -> None:
     """Copies the weights saved in `directory` into an adapter of the same shape, to train on from there."""
     saved = load_file(directory / "adapter_model.safetensors")
-    refused = set_peft_model_state_dict(adapted, saved)
+    refused: Any = set_peft_model_state_dict(adapted, saved)
     if refused.unexpected_keys:
         raise AdapterError(f"the adapter in {directory} was made for another model or other ranks")
 
@@ -90,6 +109,7 @@ def merge(adapted: PeftModel) -> Whisper:
 
 
 def save(adapted: PeftModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Writes the adapter in peft's own format, its weights as `dtype` safetensors."""
+    """Writes the adapter in peft's own format, its weights as `dtype` safetensors, and what it was taught."""
     state = {k: v.to(dtype) for k, v in adapted.state_dict().items() if "lora_" in k}
     adapted.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
+    (directory / TAUGHT_FILE).write_text(json.dumps(TAUGHT) + "\n")

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from adapters import lora
-from adapters.shipped import AdapterError, shipped
+from adapters.shipped import WEIGHTS, AdapterError, shipped
 from asr.checkpoint import Whisper
 
 ENCODER_RANK, DECODER_RANK = 4, 2
@@ -121,6 +121,35 @@ def test_an_adapter_for_another_model(make_tiny: Callable[[int], Whisper], tmp_p
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(AdapterError, match="cannot be put on this model"):
         lora.load(make_tiny(0), tmp_path)
+
+
+def test_an_adapter_that_is_no_beginning(make_tiny: Callable[[int], Whisper], tmp_path: Path) -> None:
+    fresh = lora.attach(make_tiny(0), encoder_rank=ENCODER_RANK, decoder_rank=2 * DECODER_RANK)
+    with pytest.raises(AdapterError, match="cannot be read"):
+        lora.read(fresh, tmp_path)
+    lora.save(trained(make_tiny(0), steps=1), tmp_path)
+    with pytest.raises(AdapterError, match="other ranks"):
+        lora.read(fresh, tmp_path)
+
+
+@pytest.mark.parametrize("mark", [None, "{", '{"lookahead_blocks": 0}'])
+def test_an_adapter_that_was_taught_otherwise(
+    make_tiny: Callable[[int], Whisper], tmp_path: Path, mark: str | None
+) -> None:
+    """It would load, and hear badly; but it is good enough to train on from there."""
+    lora.save(trained(make_tiny(0), steps=1), tmp_path)
+    if mark is None:
+        (tmp_path / lora.TAUGHT_FILE).unlink()
+    else:
+        (tmp_path / lora.TAUGHT_FILE).write_text(mark)
+    with pytest.raises(AdapterError, match="train it again"):
+        lora.load(make_tiny(0), tmp_path)
+    lora.read(lora.attach(make_tiny(0), encoder_rank=ENCODER_RANK, decoder_rank=DECODER_RANK), tmp_path)
+
+
+@pytest.mark.parametrize("folder", sorted(WEIGHTS.glob("careless-*")), ids=lambda folder: folder.name)
+def test_shipped_adapters_are_taught_what_streams_ask(folder: Path) -> None:
+    assert json.loads((folder / lora.TAUGHT_FILE).read_text()) == lora.TAUGHT
 
 
 def test_no_adapter_is_shipped_for_an_unknown_model() -> None:
