@@ -140,7 +140,9 @@ def test_words_may_come_from_another_model(manifest: Path, tmp_path: Path, tiny:
     n = align_manifest(manifest, tmp_path / "large", tiny, batch=2, words_from=tmp_path / "small")
     clips, _ = contents(tmp_path / "large")
     assert n == len(clips) == 5
-    assert [clip.words for clip in clips] == [clip.words for clip in read_aligned(tmp_path / "small" / ALIGNED)]
+    assert [clip.words for clip in clips] == [
+        clip.words for clip in read_aligned(tmp_path / "small" / ALIGNED)
+    ]
     assert [text for text, *_ in clips[1].words] == ["Clip", "thing", "1"]
     assert [clip.frames for clip in clips] == [10 * (i + 1) for i in range(5)]
     assert len(open_features(tmp_path / "large", WIDTH)) == sum(clip.frames for clip in clips)
