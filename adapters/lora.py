@@ -17,10 +17,8 @@ from adapters.shipped import AdapterError
 from asr.checkpoint import LONGEST_DELAY_S, Whisper
 
 #: What a stream expects of its adapter, saved beside the weights: one trained otherwise loads, and hears badly.
-TAUGHT, TAUGHT_FILE = (
-    {"lookahead_blocks": 1, "longest_delay_ms": round(1000 * LONGEST_DELAY_S)},
-    "careless.json",
-)
+TAUGHT = {"lookahead_blocks": 1, "longest_delay_ms": round(1000 * LONGEST_DELAY_S)}
+TAUGHT_FILE = "careless.json"
 #: Every projection of attention and both layers of the MLPs.
 TARGETS = r".*\.(query|key|value|out|mlp\.0|mlp\.2)"
 
@@ -75,7 +73,7 @@ def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftMod
     if _taught(directory) != TAUGHT:
         raise AdapterError(
             f"the adapter in {directory} was trained by another version, before the encoder looked a chunk ahead "
-            "or words could be delayed: train it again (asr-stream train --start-from it, a fraction of the steps)"
+            f"or words could be delayed: train it again (asr-stream train careless --start-from {directory} ...)"
         )
     try:
         adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
@@ -94,10 +92,20 @@ def _taught(directory: Path) -> object:
 
 
 def read(adapted: PeftModel, directory: Path) -> None:
-    """Copies the weights saved in `directory` into an adapter of the same shape, to train on from there."""
-    saved = load_file(directory / "adapter_model.safetensors")
-    refused: Any = set_peft_model_state_dict(adapted, saved)
-    if refused.unexpected_keys:
+    """Copies the weights saved in `directory` into an adapter of the same shape, to train on from there.
+
+    Raises:
+        AdapterError: nothing there, or made for another model or other ranks.
+    """
+    try:
+        saved = load_file(directory / "adapter_model.safetensors")
+        refused: Any = set_peft_model_state_dict(adapted, saved)
+        fits = not refused.unexpected_keys
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"no adapter in {directory}: adapter_model.safetensors cannot be read") from error
+    except RuntimeError:  # torch: other shapes
+        fits = False
+    if not fits:
         raise AdapterError(f"the adapter in {directory} was made for another model or other ranks")
 
 
