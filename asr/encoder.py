@@ -3,7 +3,8 @@
 Method: CarelessWhisper (arXiv 2508.12301), section 3, made to look ahead by one block as Emformer does (Shi et al.,
 2021): each block is encoded as soon as it is complete, and once more together with the next one. A frame attends
 to every earlier frame, to its own block and, the second time, to the block behind; what it has become then never
-changes again, and its keys and values are kept. The features of the newest block are provisional.
+changes again, and its keys and values are kept. The features of the newest block are provisional. A block is a chunk
+of audio, or several short ones; it is encoded anew with each of them.
 
 Encoder frame j (20 ms) needs samples up to 320 j + 520, that is 12.5 ms beyond its own end. Blocks therefore
 end one frame before each multiple of the block size: when the k-th chunk of audio is complete, so is block k.
@@ -26,6 +27,7 @@ from kernels.cached_chunk_attention import cached_chunk_attention
 MEL_PER_FRAME = 2  # the second convolution has stride 2
 FRAMES_PER_SECOND = 50  # 20 ms per encoder frame
 SAMPLES_PER_FRAME = 320
+LEAST_BLOCK = 15  # frames; a look of 100 ms ahead in place of 300 costs a third more errors
 FRAME_LOOKAHEAD = 1  # frames by which a block ends before its chunk of audio does
 
 
@@ -37,12 +39,14 @@ class EncoderState:
     mel_fill: Tensor  # (S,) int64
     conv_edge: Tensor  # (S, d, 2), likewise
     conv_fill: Tensor  # (S,) int64
-    pending: Tensor  # (S, block limit, d) frames of a block that is not complete
+    pending: Tensor  # (S, chunk limit, d) frames of a chunk that is not complete
     pending_fill: Tensor  # (S,) int64
-    newest: Tensor  # (S, block limit, d) frames of the newest complete block, whose features are provisional
-    newest_fill: Tensor  # (S,) int64
-    block: Tensor  # (S,) int64, frames per block (tau) of each stream
-    cache: KVCache  # of all complete blocks, the newest included
+    recent: Tensor  # (S, 2 blocks, d) frames whose features are provisional: those of the newest complete
+    recent_fill: Tensor  # block, (S,) int64, and behind them those of the chunks that have come since
+    newest_fill: Tensor  # (S,) int64, how many are of the newest complete block
+    chunk: Tensor  # (S,) int64, frames per chunk of each stream
+    block: Tensor  # (S,) int64, frames per block (tau): whole chunks, LEAST_BLOCK at least
+    cache: KVCache  # of all complete chunks, the recent ones included
 
 
 class Encoder(nn.Module):
@@ -100,8 +104,8 @@ class Encoder(nn.Module):
 
     # -- as a stream
 
-    def init_state(self, rows: int, block: int = 15, block_limit: int = 50) -> EncoderState:
-        """State of `rows` fresh streams with blocks of `block` frames (20 ms each), at most `block_limit`."""
+    def init_state(self, rows: int, chunk: int = 15, chunk_limit: int = 50) -> EncoderState:
+        """State of `rows` fresh streams with chunks of `chunk` frames (20 ms each), at most `chunk_limit`."""
         weight, dims, heads = self.conv1.weight, self.dims, self.dims.n_audio_head
         width = dims.n_audio_state
         return EncoderState(
@@ -109,33 +113,38 @@ class Encoder(nn.Module):
             mel_fill=torch.ones(rows, dtype=torch.int64),  # Whisper's zero padding is the first column
             conv_edge=weight.new_zeros(rows, width, 2),
             conv_fill=torch.ones(rows, dtype=torch.int64),
-            pending=weight.new_zeros(rows, block_limit, width),
+            pending=weight.new_zeros(rows, chunk_limit, width),
             pending_fill=torch.zeros(rows, dtype=torch.int64),
-            newest=weight.new_zeros(rows, block_limit, width),
+            recent=weight.new_zeros(rows, 2 * max(chunk_limit, 2 * LEAST_BLOCK), width),
+            recent_fill=torch.zeros(rows, dtype=torch.int64),
             newest_fill=torch.zeros(rows, dtype=torch.int64),
-            block=torch.full((rows,), block, dtype=torch.int64),
+            chunk=torch.full((rows,), chunk, dtype=torch.int64),
+            block=torch.full((rows,), block_of(chunk), dtype=torch.int64),
             cache=KVCache.allocate(dims.n_audio_layer, rows, heads, dims.n_audio_ctx, width // heads, weight),
         )
 
-    def reset(self, state: EncoderState, rows: Tensor, block: int) -> None:
-        """Makes `rows` equal to fresh ones with blocks of `block` frames."""
-        assert 0 < block <= state.pending.shape[1]
+    def reset(self, state: EncoderState, rows: Tensor, chunk: int) -> None:
+        """Makes `rows` equal to fresh ones with chunks of `chunk` frames."""
+        assert 0 < chunk <= state.pending.shape[1]
         state.mel_edge[rows] = 0
         state.conv_edge[rows] = 0
         state.mel_fill[rows] = 1
         state.conv_fill[rows] = 1
         state.pending_fill[rows] = 0
+        state.recent_fill[rows] = 0
         state.newest_fill[rows] = 0
-        state.block[rows] = block
+        state.chunk[rows] = chunk
+        state.block[rows] = block_of(chunk)
         state.cache.free(rows)
 
     @staticmethod
-    def phase(state: EncoderState, row: int) -> tuple[int, int, int]:
+    def phase(state: EncoderState, row: int) -> tuple[int, ...]:
         """Rows with equal phases may step together."""
-        return int(state.block[row]), int(state.pending_fill[row]), int(state.newest_fill[row])
+        fills = (state.chunk, state.pending_fill, state.recent_fill, state.newest_fill)
+        return tuple(int(fill[row]) for fill in fills)
 
     def step(self, mel: Tensor, state: EncoderState, rows: Tensor) -> tuple[Tensor, int, EncoderState]:
-        """Encodes every block that the new mel frames complete, and the newest one before them again.
+        """Encodes every chunk that the new mel frames complete, and the frames that are not settled again.
 
         Args:
             mel: (B, 80, t) new frames, any t >= 0.
@@ -143,21 +152,21 @@ class Encoder(nn.Module):
             rows: (B,) rows in the same phase.
 
         Returns:
-            (B, T, d) features, T >= 0, those of the newest block provisional; how many of them,
+            (B, T, d) features, T >= 0, those from the newest block on provisional; how many of them,
             from the first, take the place of the newest features returned before; and the state.
         """
-        tau, fill, replaced = self.phase(state, int(rows[0]))
+        chunk, fill, replaced, _ = self.phase(state, int(rows[0]))
         assert len({self.phase(state, row) for row in rows.tolist()}) == 1, "rows must be in the same phase"
         x = self._convolve(mel.to(self.conv1.weight.dtype), state, rows)
         x = torch.cat([state.pending[rows, :fill], x], dim=1)
-        # The first block of a stream is one frame short (FRAME_LOOKAHEAD).
-        features, done, size = x[:, :0], 0, tau if replaced else tau - FRAME_LOOKAHEAD
+        # The first chunk of a stream is one frame short (FRAME_LOOKAHEAD).
+        features, done, size = x[:, :0], 0, chunk if replaced else chunk - FRAME_LOOKAHEAD
         while x.shape[1] - done >= max(size, 1):
             if size:
-                again = int(state.newest_fill[rows[0]])
-                encoded = self._encode_block(x[:, done : done + size], state, rows)
+                again = int(state.recent_fill[rows[0]])
+                encoded = self._encode_chunk(x[:, done : done + size], state, rows)
                 features = torch.cat([features[:, : features.shape[1] - again], encoded], dim=1)
-            done, size = done + size, tau
+            done, size = done + size, chunk
         rest = x[:, done:]
         state.pending[rows, : rest.shape[1]] = rest
         state.pending_fill[rows] = rest.shape[1]
@@ -178,14 +187,19 @@ class Encoder(nn.Module):
         _keep_edge(x, x.shape[2] - 2 * n_frames, state.conv_edge, state.conv_fill, rows)
         return y
 
-    def _encode_block(self, x: Tensor, state: EncoderState, rows: Tensor) -> Tensor:
-        """The newest block again and the one behind it (B, tau, d), through all layers: the features of both."""
-        cache, again = state.cache, int(state.newest_fill[rows[0]])
-        n_new = x.shape[1]
-        x = torch.cat([state.newest[rows, :again], x], dim=1)
-        state.newest[rows, :n_new] = x[:, again:]
-        state.newest_fill[rows] = n_new
+    def _encode_chunk(self, x: Tensor, state: EncoderState, rows: Tensor) -> Tensor:
+        """The recent frames again and a chunk behind them (B, T, d), through all layers: the features of both."""
+        cache, again = state.cache, int(state.recent_fill[rows[0]])
+        x = torch.cat([state.recent[rows, :again], x], dim=1)
         cache.rewind(rows, again)
+        # Where the chunk completes a block, the block before it has now been seen with what follows.
+        complete = bool((cache.lengths[rows[0]] + x.shape[1] + FRAME_LOOKAHEAD) % state.block[rows[0]] == 0)
+        settled = int(state.newest_fill[rows[0]]) if complete else 0
+        recent = x[:, settled:]
+        state.recent[rows, : recent.shape[1]] = recent
+        state.recent_fill[rows] = recent.shape[1]
+        if complete:
+            state.newest_fill[rows] = recent.shape[1]
         before = cache.lengths[rows]
         positions = before[:, None] + torch.arange(x.shape[1])
         x = x + self.positional_embedding[positions.to(x.device)]
@@ -198,6 +212,11 @@ class Encoder(nn.Module):
             x = block.feed(x + block.attn.merge(heads))
         cache.advance(rows, x.shape[1])
         return self.ln_post(x)
+
+
+def block_of(chunk: int) -> int:
+    """Frames per block for chunks of `chunk` frames: as many whole chunks as make LEAST_BLOCK."""
+    return -(-LEAST_BLOCK // chunk) * chunk
 
 
 def frame_blocks(n_frames: int, tau: int, device: torch.device | str = "cpu") -> Tensor:

@@ -203,10 +203,10 @@ class Engine:
         for group in groups.values():
             rows = torch.tensor([item.stream.row for item in group])
             if group[0].feed.fresh:
-                block = group[0].stream.session.options.block
+                chunk = group[0].stream.session.options.chunk_frames
                 carried = [list(item.carried) for item in group]
                 guidance = [item.stream.guidance for item in group]
-                self._recognizer.reset(self._state, rows, block, carried, guidance)
+                self._recognizer.reset(self._state, rows, chunk, carried, guidance)
             samples = torch.from_numpy(np.stack([item.feed.samples for item in group]))
             hypotheses, _ = self._recognizer.step(samples, self._state, rows)
             for item, hypothesis in zip(group, hypotheses, strict=True):

@@ -47,13 +47,13 @@ class Recognizer:
         self,
         state: RecognizerState,
         rows: Tensor,
-        block: int,
+        chunk: int,
         tokens: list[list[int]] | None = None,
         guidance: list[Guidance] | None = None,
     ) -> None:
-        """Fresh windows for `rows`, with blocks of `block` encoder frames, beginning with settled `tokens`."""
+        """Fresh windows for `rows`, with chunks of `chunk` encoder frames, beginning with settled `tokens`."""
         self.mel.reset(state.mel, rows)
-        self.model.encoder.reset(state.encoder, rows, block)
+        self.model.encoder.reset(state.encoder, rows, chunk)
         guidance = guidance or [UNGUIDED] * len(rows)
         self.search.reset(
             state.search,

@@ -63,7 +63,7 @@ class SessionOptions:
         PcmDecoder(self.encoding, self.sample_rate, self.channels)  # says itself what it cannot decode
 
     @property
-    def block(self) -> int:
+    def chunk_frames(self) -> int:
         """Encoder frames per chunk."""
         return samples_in(self.chunk_ms) // SAMPLES_PER_FRAME
 

@@ -177,7 +177,7 @@ def test_bad_audio_is_one_line_and_exit_code_2(hearing, tmp_path: Path, make, me
     ("words", "message"),
     [
         (("transcribe", CLIP, "--model", "huge.xx"), "name one of tiny.en, base.en, or a checkpoint's path"),
-        (("transcribe", CLIP, "--model", "base.en"), "no adapter for base.en comes with the project"),
+        (("transcribe", CLIP, "--model", CLIP), "comes with the project (it has those of: tiny.en, base.en)"),
         (("transcribe", CLIP, "--model", CLIP, "--adapter", "none"), "neither an OpenAI checkpoint"),
         (("transcribe", CLIP, "--chunk-ms", 310), "chunk_ms must be 100 to 1000 in steps of 20, not 310"),
         (("transcribe", "-", "--channels", 9), "9 channels are out of range"),

@@ -5,45 +5,46 @@ import torch
 from torch import Tensor
 
 from asr.checkpoint import Whisper
-from asr.encoder import FRAME_LOOKAHEAD, MEL_PER_FRAME, Encoder, EncoderState, frame_blocks
+from asr.encoder import FRAME_LOOKAHEAD, MEL_PER_FRAME, Encoder, EncoderState, block_of, frame_blocks
 from tests.contract import CHECKS, Check, Outputs, Subject
 
 
 class EncoderSubject(Subject):
-    def __init__(self, encoder: Encoder, block: int) -> None:
+    def __init__(self, encoder: Encoder, chunk: int) -> None:
         self.stage = encoder
-        self.block = block
+        self.chunk, block = chunk, block_of(chunk)
         self.n = self.longest = MEL_PER_FRAME * 9 * block + 7  # nine blocks, and a rest
 
     def inputs(self, rows: int, seed: int) -> Tensor:
         return torch.randn(rows, 80, self.n, generator=torch.Generator().manual_seed(seed))
 
     def init_state(self, rows: int) -> EncoderState:
-        return self.stage.init_state(rows, self.block)
+        return self.stage.init_state(rows, self.chunk)
 
     def reset(self, state: EncoderState, rows: Tensor) -> None:
-        self.stage.reset(state, rows, self.block)
+        self.stage.reset(state, rows, self.chunk)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: EncoderState, rows: Tensor) -> list[Outputs]:
-        """Only what is settled: the features of the newest block will be replaced."""
+        """Only what is settled: recent features will be replaced."""
         features, _, _ = self.stage.step(x, state, rows)
-        settled = features.shape[1] - int(state.newest_fill[rows[0]])
+        settled = features.shape[1] - int(state.recent_fill[rows[0]])
         return [list(row[: max(0, settled)]) for row in features]
 
     def due(self, i: int, output: Tensor) -> int:
         """A frame settles with the last one of the block behind its own."""
-        last = (i + FRAME_LOOKAHEAD) // self.block * self.block + 2 * self.block - FRAME_LOOKAHEAD - 1
+        block = block_of(self.chunk)
+        last = (i + FRAME_LOOKAHEAD) // block * block + 2 * block - FRAME_LOOKAHEAD - 1
         return super().due(last, output)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("block", [5, 15, 50])
-def test_contract(tiny: Whisper, block: int, check: Check) -> None:
-    check(EncoderSubject(tiny.encoder, block))
+@pytest.mark.parametrize("chunk", [5, 8, 15, 50])
+def test_contract(tiny: Whisper, chunk: int, check: Check) -> None:
+    check(EncoderSubject(tiny.encoder, chunk))
 
 
-@pytest.mark.parametrize("block", [1, 5, 15, 50])
+@pytest.mark.parametrize("block", [15, 16, 50])
 @torch.no_grad()
 def test_all_at_once_equals_the_stream(tiny: Whisper, block: int) -> None:
     encoder, n_blocks = tiny.encoder, 4
@@ -79,6 +80,31 @@ def test_many_blocks_in_one_step_leave_what_single_steps_leave(tiny: Whisper) ->
     assert encoder.phase(state, 0) == encoder.phase(single, 0)
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 7, 8])
+@torch.no_grad()
+def test_short_chunks_settle_as_their_blocks_do(tiny: Whisper, chunk: int) -> None:
+    """What is provisional differs, and comes sooner; what is settled does not."""
+    encoder, rows, block = tiny.encoder, torch.arange(1), block_of(chunk)
+    mel = torch.randn(1, 80, 4 * MEL_PER_FRAME * block, generator=torch.Generator().manual_seed(0))
+    settled: dict[int, list[Tensor]] = {chunk: [], block: []}
+    for size, kept in settled.items():
+        state = encoder.init_state(1, size)
+        for part in mel.split(MEL_PER_FRAME * size, dim=2):
+            features, _, _ = encoder.step(part, state, rows)
+            assert features.shape[1] >= min(size - FRAME_LOOKAHEAD, 1), "every chunk is heard at once"
+            kept.append(features[:, : max(0, features.shape[1] - int(state.recent_fill[0]))])
+    short, whole = (torch.cat(kept, dim=1) for kept in settled.values())
+    assert whole.shape[1] == 3 * block - FRAME_LOOKAHEAD
+    torch.testing.assert_close(short, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "block"), [(1, 15), (5, 15), (7, 21), (8, 16), (14, 28), (15, 15), (50, 50)]
+)
+def test_blocks_are_whole_chunks(chunk: int, block: int) -> None:
+    assert block_of(chunk) == block
+
+
 def test_blocks_end_one_frame_before_their_chunk() -> None:
     assert frame_blocks(8, tau=3).tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
 
@@ -107,7 +133,7 @@ def test_streams_with_other_block_sizes_share_a_state(tiny: Whisper) -> None:
 
 def test_rows_out_of_phase_are_refused(tiny: Whisper) -> None:
     encoder = tiny.encoder
-    state = encoder.init_state(2, block=5)
+    state = encoder.init_state(2, chunk=5)
     encoder.step(torch.zeros(1, 80, 8), state, torch.tensor([0]))
     with pytest.raises(AssertionError, match="phase"):
         encoder.step(torch.zeros(2, 80, 8), state, torch.arange(2))
@@ -116,7 +142,7 @@ def test_rows_out_of_phase_are_refused(tiny: Whisper) -> None:
 @torch.no_grad()
 def test_who_began_later_shares_steps_once_in_phase(tiny: Whisper) -> None:
     """The first block is a frame short, and so is what replaces it: only the step after that may be shared."""
-    encoder, block = tiny.encoder, 5
+    encoder, block = tiny.encoder, 15
     mel = torch.randn(2, 80, 4 * MEL_PER_FRAME * block, generator=torch.Generator().manual_seed(0))
     pieces = mel.split(MEL_PER_FRAME * block, dim=2)
     state, early, late = encoder.init_state(2, block), torch.tensor([0]), torch.tensor([1])

@@ -242,7 +242,8 @@ def test_a_report_is_written_with_what_it_depends_on(bench: Callable[..., Result
     written = json.loads((tmp_path / "out" / "long.json").read_text())
     expected = {
         "report": "long", "model": "base.en", "adapter": "careless 123", "data": "manifest.jsonl",
-        "chunk_ms": 500, "beam": 2, "final_pass": "none", "threads": None, "machine": {"cpu": "an abacus"},
+        "chunk_ms": 500, "delay_ms": 160, "beam": 2, "final_pass": "none", "threads": None,
+        "machine": {"cpu": "an abacus"},
     }  # fmt: skip
     assert written == expected | CapacityReport((trial(1, 50),), 1).as_json()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["long.json", "long.png"]

@@ -68,7 +68,7 @@ def test_hotwords_are_tidied() -> None:
 
 @pytest.mark.parametrize(("chunk_ms", "block"), [(100, 5), (300, 15), (1000, 50)])
 def test_a_chunk_is_a_block(chunk_ms: int, block: int) -> None:
-    assert SessionOptions(chunk_ms=chunk_ms).block == block
+    assert SessionOptions(chunk_ms=chunk_ms).chunk_frames == block
 
 
 @pytest.mark.parametrize("packet", [1_000, 4_800, 7_777, 20_000])
