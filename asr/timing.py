@@ -61,7 +61,9 @@ class Calibration:
 RAW = Calibration()
 #: (model, final_pass) -> constants; "none" is the causal model with its adapter. Each line is what
 #: `python -m eval.calibration fit` prints for a run over training data; a new adapter needs new ones.
-CALIBRATIONS: dict[tuple[str, str], Calibration] = {}
+CALIBRATIONS: dict[tuple[str, str], Calibration] = {
+    ("tiny.en", "full"): Calibration(slope=0.8861, offset=0.8489),  # 110 training clips, 5 % of words wrong
+}
 _SIZES = {384: "tiny", 512: "base", 768: "small", 1024: "medium"}  # by width
 
 
