@@ -9,11 +9,10 @@ block b sees the settled blocks before b and its own provisional block.
 import torch
 from torch import Tensor
 
-from kernels.masked_attention import masked_attention
+from kernels.masked_attention import masked_attention, masked_attention_reference
 
-SEGMENT = (
-    192  # frames whose scores are computed at once: smaller skips more of the mask, larger feeds cores better
-)
+#: Frames whose scores are computed at once: smaller skips more of the mask, larger feeds cores better.
+SEGMENT = 192
 
 
 def block_causal_mask(block: Tensor) -> Tensor:
@@ -29,7 +28,7 @@ def block_causal_mask(block: Tensor) -> Tensor:
 
 def block_causal_attention_reference(q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Tensor:
     """The truth in plain torch; shapes as `block_causal_attention`."""
-    return masked_attention(q, k, v, block_causal_mask(block))
+    return masked_attention_reference(q, k, v, block_causal_mask(block))
 
 
 def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Tensor:
@@ -44,7 +43,7 @@ def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Te
     """
     assert q.dim() == 4 and q.shape == k.shape == v.shape and q.shape[2] == 2 * len(block)
     if q.device.type != "cpu":
-        return block_causal_attention_reference(q, k, v, block)
+        return masked_attention(q, k, v, block_causal_mask(block))
     n, step = len(block), torch.cat([block + 1, block])
     settled, provisional = [], []
     begin = known = 0  # provisional positions from `begin` on and settled ones from `known` on are to do

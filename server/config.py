@@ -7,7 +7,7 @@ from pydantic import Field, FilePath, SecretStr, field_validator, model_validato
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from asr.biasing import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords
-from streaming.session import DEFAULT_DELAY_MS
+from streaming.session import DEFAULT_DELAY_MS, DELAY_MS
 
 
 class Settings(BaseSettings):
@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1)  # of the model; None leaves it to torch
     chunk_ms: int = Field(300, ge=100, le=1000, multiple_of=20)  # unless the client asks otherwise
     final_pass: Literal["full", "none"] = "full"
-    delay_ms: int = Field(DEFAULT_DELAY_MS, ge=0, le=600, multiple_of=20)
+    delay_ms: int = Field(DEFAULT_DELAY_MS, ge=DELAY_MS[0], le=DELAY_MS[1], multiple_of=20)
     beam: int = Field(1, ge=1, le=MAX_BEAM)  # unless the client asks otherwise, as what follows
     prompt: str = Field("", max_length=MAX_PROMPT_CHARS)
     hotwords: Annotated[tuple[str, ...], NoDecode] = ()

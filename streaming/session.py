@@ -10,12 +10,13 @@ import numpy as np
 
 from asr.audio import Encoding, PcmDecoder
 from asr.biasing import DEFAULT_BOOST, MAX_BEAM, MAX_BOOST, MAX_PROMPT_CHARS, checked_hotwords
+from asr.checkpoint import LONGEST_DELAY_S
 from asr.encoder import SAMPLES_PER_FRAME
 from streaming.endpoint import milliseconds, samples_in
 from streaming.events import Closed, Event, Fault, Final
 
 CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
-DELAY_MS = (0, 600)  # likewise
+DELAY_MS = (0, round(LONGEST_DELAY_S * 1000))
 DEFAULT_DELAY_MS = 160
 FINAL_PASSES = ("full", "none")
 

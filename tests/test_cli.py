@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import typer
 from typer.testing import CliRunner, Result
 
 import asr_stream
 from adapters.shipped import AdapterError
 from asr.audio import read_audio, stream_audio
 from eval.wer import count_edits
+from streaming.session import SessionOptions
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
@@ -171,6 +173,15 @@ def only_nan(folder: Path) -> Path:
 )
 def test_bad_audio_is_one_line_and_exit_code_2(hearing, tmp_path: Path, make, message):
     assert_refused(hearing("transcribe", make(tmp_path)), message)
+
+
+def test_the_defaults_of_commands_are_those_of_sessions() -> None:
+    """They stand there as numbers, so that help need not import a model."""
+    commands = typer.main.get_command(asr_stream.app)
+    for name in ("transcribe", "mic", "bench"):
+        given = {p.name: p.default for p in commands.get_command(None, name).params}
+        own = SessionOptions()
+        assert (given["chunk_ms"], given["delay_ms"], given["beam"]) == (own.chunk_ms, own.delay_ms, own.beam)
 
 
 @pytest.mark.parametrize(
