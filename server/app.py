@@ -24,6 +24,7 @@ from server.dialects.native import Native
 from server.door import AdmissionError, check
 from server.log import configure_logging
 from server.metrics import Metrics
+from server.page import page_routes
 from server.worker import Worker
 from streaming.events import Fault
 
@@ -165,6 +166,7 @@ def create_app(engine: "Engine", settings: Settings) -> Starlette:
             Route("/healthz", house.healthz),
             Route("/readyz", house.readyz),
             Route("/metrics", house.show_metrics),
+            *page_routes(house.terms, settings),
         ],
         lifespan=lifespan,
     )

@@ -1,0 +1,98 @@
+"""The demo page at `/`, static files with strict headers, and `/v1/models`: what this server offers."""
+
+import hashlib
+import time
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from server.config import Settings
+from server.dialects import Terms
+from server.door import AdmissionError, check
+from streaming.session import CHUNK_MS, DELAY_MS, FINAL_PASSES
+
+STATIC = Path(__file__).parent / "static"
+TYPES = {  # not the machine's own table, which on some calls JavaScript text/plain
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+STEP_MS = 20  # of chunks and delays: an encoder frame
+HEADERS = {
+    # A browser asks each time whether its copy is still good: a new server never meets an old script.
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "; ".join(
+        [
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self'",
+            "connect-src 'self'",
+            "media-src blob:",  # the file that is played through
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+        ]
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Asset:
+    """One file of the page, read once: served whole, or as 304 to whoever has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.body = path.read_bytes()
+        self.media_type = TYPES[path.suffix]
+        self.headers = HEADERS | {"ETag": f'"{hashlib.sha256(self.body).hexdigest()[:32]}"'}
+
+    async def serve(self, request: Request) -> Response:
+        known = request.headers.get("if-none-match", "")
+        if self.headers["ETag"] in known:
+            return Response(status_code=304, headers=self.headers)
+        return Response(self.body, media_type=self.media_type, headers=self.headers)
+
+
+def page_routes(terms: Terms, settings: Settings) -> list[Route]:
+    """`/`, the files under `/static/`, and `/v1/models`."""
+    started = int(time.time())
+
+    async def models(request: Request) -> Response:
+        """The list that OpenAI's clients know, with what may be chosen besides; 401 as the door says it."""
+        try:
+            check(request, settings)
+        except AdmissionError as refusal:
+            return refusal.response()
+        return JSONResponse({"object": "list", "data": [_offer(terms, started)]})
+
+    files = [path for path in STATIC.iterdir() if path.suffix in TYPES and path.name != "index.html"]
+    return [
+        Route("/", Asset(STATIC / "index.html").serve),
+        *(Route(f"/static/{path.name}", Asset(path).serve) for path in sorted(files)),
+        Route("/v1/models", models),
+    ]
+
+
+def _offer(terms: Terms, started: int) -> dict[str, object]:
+    """The model of this server, and what a conversation with it may ask for; times in milliseconds."""
+    chunk, delay = (
+        {"least": least, "most": most, "step": STEP_MS, "default": default}
+        for (least, most), default in ((CHUNK_MS, terms.chunk_ms), (DELAY_MS, terms.delay_ms))
+    )
+    return {
+        "id": terms.model,
+        "object": "model",
+        "created": started,
+        "owned_by": "asr-stream",
+        "language": "en",
+        "chunk_ms": chunk,
+        "delay_ms": delay,
+        "final_pass": {"choices": FINAL_PASSES, "default": terms.final_pass},
+    }
