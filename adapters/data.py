@@ -104,21 +104,21 @@ class Examples:
             )
         example = self._plain(self.clips[indices[0]])
         for index in indices[1:]:
-            example = _join(example, self._plain(self.clips[index]), _silence(rng, rng.uniform(0.1, 0.8)))
+            example = _join(example, self._plain(self.clips[index]), silence(rng, rng.uniform(0.1, 0.8)))
         if example.transcribed and rng.random() < policy.crop:
             example = _crop(example, rng)
         if rng.random() < policy.speed:
-            example = _at_speed(example, rng.choice((0.9, 1.1)))
-        lead = _silence(rng, rng.uniform(0, policy.lead_s) if rng.random() < 0.7 else 0.0)
+            example = at_speed(example, rng.choice((0.9, 1.1)))
+        lead = silence(rng, rng.uniform(0, policy.lead_s) if rng.random() < 0.7 else 0.0)
         example = _join(Example(lead, (), (), example.transcribed), example, np.zeros(0, np.float32))
-        samples = np.concatenate([example.samples, _silence(rng, rng.uniform(*policy.trail_s))])
+        samples = np.concatenate([example.samples, silence(rng, rng.uniform(*policy.trail_s))])
         gain = np.float32(10 ** (rng.uniform(*policy.gain_db) / 20))
         if rng.random() < policy.noise:
-            samples = samples + _noise_at(rng, samples, rng.uniform(*policy.snr_db))
+            samples = samples + noise_at(rng, samples, rng.uniform(*policy.snr_db))
         return replace(example, samples=(samples * gain).clip(-1, 1).astype(np.float32))
 
     def _plain(self, clip: AlignedClip) -> Example:
-        samples = _decoded(clip.audio).astype(np.float32) / 32768
+        samples = decoded(clip.audio).astype(np.float32) / 32768
         tokens: list[int] = []
         ends: list[float] = []
         words = clip.words or []
@@ -133,7 +133,7 @@ class Examples:
 
 
 @cache
-def _decoded(path: str) -> np.ndarray:
+def decoded(path: str) -> np.ndarray:
     """A clip as int16, kept: an hour takes 115 MB, decoding it again and again half a core."""
     return (read_audio(path) * 32767).astype(np.int16)
 
@@ -178,7 +178,7 @@ def _behind(frame: int, part: Distillation) -> Distillation:
     return Distillation(max(0, part.start - frame), part.row + lost, part.n - lost)
 
 
-def _at_speed(example: Example, speed: float) -> Example:
+def at_speed(example: Example, speed: float) -> Example:
     """Faster or slower, pitch and all; the base model's features no longer fit then."""
     samples = soxr.resample(example.samples, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ").astype(
         np.float32
@@ -186,7 +186,7 @@ def _at_speed(example: Example, speed: float) -> Example:
     return replace(example, samples=samples, ends=tuple(end / speed for end in example.ends), distil=())
 
 
-def _silence(rng: np.random.Generator, seconds: float) -> np.ndarray:
+def silence(rng: np.random.Generator, seconds: float) -> np.ndarray:
     """Digital silence or the faint noise of a room."""
     n = int(seconds * SAMPLE_RATE)
     level = 0.0 if rng.random() < 0.3 else 10 ** rng.uniform(-4.5, -2.7)
@@ -197,7 +197,7 @@ def _no_speech(rng: np.random.Generator, seconds: float) -> np.ndarray:
     """Silence, coloured noise, or noise in bursts."""
     n = int(seconds * SAMPLE_RATE)
     if rng.random() < 0.3:
-        return _silence(rng, seconds)
+        return silence(rng, seconds)
     noise = _coloured_noise(rng, n)
     if rng.random() < 0.5:
         knots = rng.random(max(2, int(seconds * 6))) ** 3
@@ -213,7 +213,7 @@ def _coloured_noise(rng: np.random.Generator, n: int) -> np.ndarray:
     return noise / (noise.std() + 1e-9)
 
 
-def _noise_at(rng: np.random.Generator, samples: np.ndarray, snr_db: float) -> np.ndarray:
+def noise_at(rng: np.random.Generator, samples: np.ndarray, snr_db: float) -> np.ndarray:
     power = float(np.sqrt(np.mean(samples**2)) + 1e-9)
     return (_coloured_noise(rng, len(samples)) * power * 10 ** (-snr_db / 20)).astype(np.float32)
 

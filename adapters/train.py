@@ -64,7 +64,7 @@ class Trainer:
         start_from: Path | None = None,
     ) -> None:
         self.recipe, self.examples, self.features, self.out = recipe, examples, features, out
-        self.rank, self.world = _join_process_group()
+        self.rank, self.world = join_process_group()
         self.device = model.device
         self.vocabulary = model.vocabulary
         self.mel = LogMel(self.device)
@@ -237,7 +237,7 @@ class Trainer:
                 weight.grad /= self.world
 
 
-def _join_process_group() -> tuple[int, int]:
+def join_process_group() -> tuple[int, int]:
     """(rank, world size); joins the group that torchrun describes in the environment, if it does."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():

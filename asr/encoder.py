@@ -32,13 +32,33 @@ FRAME_LOOKAHEAD = 1  # frames by which a block ends before its chunk of audio do
 
 
 @dataclass(frozen=True)
-class EncoderState:
-    """One row per stream. Edges are what the convolutions still need of the past; never run them twice."""
+class ConvEdges:
+    """What the convolutions still need of the past, one row per stream; never run them twice."""
 
-    mel_edge: Tensor  # (S, 80, 2), the newest `mel_fill` columns valid, right-aligned
+    mel: Tensor  # (S, 80, 2), the newest `mel_fill` columns valid, right-aligned
     mel_fill: Tensor  # (S,) int64
-    conv_edge: Tensor  # (S, d, 2), likewise
+    conv: Tensor  # (S, d, 2), likewise
     conv_fill: Tensor  # (S,) int64
+
+    @classmethod
+    def fresh(cls, rows: int, n_mels: int, width: int, like: Tensor) -> "ConvEdges":
+        """Edges of `rows` streams before their first frame: Whisper's zero padding is the first column."""
+        one = torch.ones(rows, dtype=torch.int64)
+        return cls(like.new_zeros(rows, n_mels, 2), one.clone(), like.new_zeros(rows, width, 2), one.clone())
+
+    def reset(self, rows: Tensor) -> None:
+        """Makes `rows` equal to fresh ones."""
+        self.mel[rows] = 0
+        self.conv[rows] = 0
+        self.mel_fill[rows] = 1
+        self.conv_fill[rows] = 1
+
+
+@dataclass(frozen=True)
+class EncoderState:
+    """One row per stream."""
+
+    edges: ConvEdges
     pending: Tensor  # (S, chunk limit, d) frames of a chunk that is not complete
     pending_fill: Tensor  # (S,) int64
     recent: Tensor  # (S, 2 blocks, d) frames whose features are provisional: those of the newest complete
@@ -70,7 +90,7 @@ class Encoder(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """(B, 80, t) -> (B, t / 2, d), every frame seeing all others: the unmodified model's offline pass."""
-        x = self._embed(mel)
+        x = self.embed(mel)
         for block in self.blocks:
             normed = block.attn_ln(x)
             x = block.feed(x + block.attn(normed, normed, None))
@@ -86,7 +106,7 @@ class Encoder(nn.Module):
             Settled and provisional features, (B, t / 2, d) each. The newest block of a stream never settles;
             here it does, as if the stream went on with nothing.
         """
-        x = self._embed(mel)
+        x = self.embed(mel)
         n_frames = x.shape[1]
         of_frame = frame_blocks(n_frames, tau, x.device)
         x = torch.cat([x, x], dim=1)
@@ -97,7 +117,8 @@ class Encoder(nn.Module):
         x = self.ln_post(x)
         return x[:, :n_frames], x[:, n_frames:]
 
-    def _embed(self, mel: Tensor) -> Tensor:
+    def embed(self, mel: Tensor) -> Tensor:
+        """(B, 80, t) -> (B, t / 2, d): both convolutions over everything, and positions."""
         x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
         x = F.gelu(self.conv2(x)).transpose(1, 2)
         return x + self.positional_embedding[: x.shape[1]]
@@ -109,10 +130,7 @@ class Encoder(nn.Module):
         weight, dims, heads = self.conv1.weight, self.dims, self.dims.n_audio_head
         width = dims.n_audio_state
         return EncoderState(
-            mel_edge=weight.new_zeros(rows, dims.n_mels, 2),
-            mel_fill=torch.ones(rows, dtype=torch.int64),  # Whisper's zero padding is the first column
-            conv_edge=weight.new_zeros(rows, width, 2),
-            conv_fill=torch.ones(rows, dtype=torch.int64),
+            edges=ConvEdges.fresh(rows, dims.n_mels, width, weight),
             pending=weight.new_zeros(rows, chunk_limit, width),
             pending_fill=torch.zeros(rows, dtype=torch.int64),
             recent=weight.new_zeros(rows, 2 * max(chunk_limit, 2 * LEAST_BLOCK), width),
@@ -126,10 +144,7 @@ class Encoder(nn.Module):
     def reset(self, state: EncoderState, rows: Tensor, chunk: int) -> None:
         """Makes `rows` equal to fresh ones with chunks of `chunk` frames."""
         assert 0 < chunk <= state.pending.shape[1]
-        state.mel_edge[rows] = 0
-        state.conv_edge[rows] = 0
-        state.mel_fill[rows] = 1
-        state.conv_fill[rows] = 1
+        state.edges.reset(rows)
         state.pending_fill[rows] = 0
         state.recent_fill[rows] = 0
         state.newest_fill[rows] = 0
@@ -157,7 +172,7 @@ class Encoder(nn.Module):
         """
         chunk, fill, replaced, _ = self.phase(state, int(rows[0]))
         assert len({self.phase(state, row) for row in rows.tolist()}) == 1, "rows must be in the same phase"
-        x = self._convolve(mel.to(self.conv1.weight.dtype), state, rows)
+        x = self.convolve(mel, state.edges, rows)
         x = torch.cat([state.pending[rows, :fill], x], dim=1)
         # The first chunk of a stream is one frame short (FRAME_LOOKAHEAD).
         features, done, size = x[:, :0], 0, chunk if replaced else chunk - FRAME_LOOKAHEAD
@@ -172,19 +187,19 @@ class Encoder(nn.Module):
         state.pending_fill[rows] = rest.shape[1]
         return features, replaced if features.shape[1] else 0, state
 
-    def _convolve(self, mel: Tensor, state: EncoderState, rows: Tensor) -> Tensor:
+    def convolve(self, mel: Tensor, edges: ConvEdges, rows: Tensor) -> Tensor:
         """(B, 80, t) -> (B, T, d): both convolutions over carried edges, without padding."""
-        mel = _with_edge(mel, state.mel_edge, state.mel_fill, rows)
+        mel = _with_edge(mel.to(self.conv1.weight.dtype), edges.mel, edges.mel_fill, rows)
         x = mel.new_zeros(len(rows), self.dims.n_audio_state, 0)
         if mel.shape[2] >= 3:
             x = F.gelu(F.conv1d(mel, self.conv1.weight, self.conv1.bias))
-        _keep_edge(mel, mel.shape[2] - x.shape[2], state.mel_edge, state.mel_fill, rows)
-        x = _with_edge(x, state.conv_edge, state.conv_fill, rows)
+        _keep_edge(mel, mel.shape[2] - x.shape[2], edges.mel, edges.mel_fill, rows)
+        x = _with_edge(x, edges.conv, edges.conv_fill, rows)
         n_frames = max(0, (x.shape[2] - 1) // 2)
         y = x.new_zeros(len(rows), 0, self.dims.n_audio_state)
         if n_frames:
             y = F.gelu(F.conv1d(x, self.conv2.weight, self.conv2.bias, stride=2)).transpose(1, 2)
-        _keep_edge(x, x.shape[2] - 2 * n_frames, state.conv_edge, state.conv_fill, rows)
+        _keep_edge(x, x.shape[2] - 2 * n_frames, edges.conv, edges.conv_fill, rows)
         return y
 
     def _encode_chunk(self, x: Tensor, state: EncoderState, rows: Tensor) -> Tensor:

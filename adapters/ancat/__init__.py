@@ -1,0 +1,1 @@
+"""How the adaptive-lookahead transducer is taught: corpus, losses, policies, trunk, head."""

@@ -1,0 +1,202 @@
+"""Transcribed clips -> batches of trunk features and pieces, from audio or from a cache on disk."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import soxr
+import torch
+from torch import Tensor
+
+from adapters.data import Augmentation, decoded, noise_at, silence
+from asr.audio import SAMPLE_RATE
+from asr.mel import LogMel
+from asr.transducer.pieces import Pieces, normalise
+from asr.transducer.trunk import SAMPLES_PER_FEATURE, Trunk
+
+LONGEST_S, SHORTEST_S = 24.0, 0.8  # of a clip
+FEATURES, INDEX = "features.f16", "features.json"
+
+
+@dataclass(frozen=True)
+class Clip:
+    audio: str
+    seconds: float
+    text: str  # normalised
+
+
+@dataclass(frozen=True)
+class Batch:
+    features: Tensor  # (B, T, F)
+    lengths: Tensor  # (B,) int64
+    tokens: Tensor  # (B, U) int64
+    n_tokens: Tensor  # (B,) int64
+    seconds: float
+
+
+def read_clips(manifest: Path, folder: Path | None = None) -> list[Clip]:
+    """The transcribed clips of a manifest (JSON lines: audio, seconds, text); digits are left to others."""
+    clips = []
+    for line in manifest.read_text().splitlines():
+        entry = json.loads(line)
+        text = normalise(entry["text"] or "")
+        if text and not any(map(str.isdigit, entry["text"])) and SHORTEST_S < entry["seconds"] < LONGEST_S:
+            clips.append(Clip(str((folder or manifest.parent) / entry["audio"]), entry["seconds"], text))
+    return clips
+
+
+def learn_pieces(clips: list[Clip], n: int) -> Pieces:
+    """A vocabulary of `n` units for the texts of `clips`."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([clip.text for clip in clips]),
+        model_writer=model,
+        vocab_size=n,
+        model_type="bpe",
+        character_coverage=1.0,
+        bos_id=-1,
+        eos_id=-1,
+        unk_id=0,
+        minloglevel=2,
+    )
+    return Pieces(model.getvalue())
+
+
+def batches(lengths: np.ndarray, most: float, rng: np.random.Generator) -> list[list[int]]:
+    """Indices in batches of about `most` in all, similar lengths together, in random order."""
+    grouped: list[list[int]] = [[]]
+    for index in np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths))):
+        if grouped[-1] and lengths[index] * (len(grouped[-1]) + 1) > most:
+            grouped.append([])
+        grouped[-1].append(int(index))
+    return [grouped[i] for i in rng.permutation(len(grouped))]
+
+
+class Corpus:
+    """Clips and their pieces; draws audio, the same (seed, epoch, index) always the same."""
+
+    def __init__(self, clips: list[Clip], pieces: Pieces, seed: int = 0) -> None:
+        self.clips = clips
+        self.tokens = [pieces.encode(clip.text) for clip in clips]
+        self.seconds = np.array([clip.seconds for clip in clips])
+        self.seed = seed
+        self.augmentation = Augmentation(speed=0.5, noise=0.4, gain_db=(-15.0, 6.0))
+
+    def samples(self, epoch: int, index: int) -> np.ndarray:
+        """One augmented clip with silence around it, whole features long."""
+        rng = np.random.default_rng((self.seed, epoch, index))
+        policy = self.augmentation
+        samples = decoded(self.clips[index].audio).astype(np.float32) / 32768
+        if rng.random() < policy.speed:
+            speed = rng.uniform(0.88, 1.12)
+            samples = soxr.resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ")
+        lead, trail = silence(rng, rng.uniform(0, 0.5)), silence(rng, rng.uniform(0.2, 0.7))
+        samples = np.concatenate([lead, samples, trail])
+        if rng.random() < policy.noise:
+            samples = samples + noise_at(rng, samples, rng.uniform(*policy.snr_db))
+        gain = 10 ** (rng.uniform(*policy.gain_db) / 20)
+        samples = (samples * gain).clip(-1, 1).astype(np.float32)
+        return samples[: len(samples) // SAMPLES_PER_FEATURE * SAMPLES_PER_FEATURE]
+
+    def audio(self, epoch: int, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """(B, n) samples and (B,) features' worth of them in each row."""
+        drawn = [self.samples(epoch, index) for index in indices]
+        lengths = torch.tensor([len(samples) // SAMPLES_PER_FEATURE for samples in drawn])
+        padded = torch.zeros(len(drawn), int(lengths.max()) * SAMPLES_PER_FEATURE)
+        for row, samples in zip(padded, drawn, strict=True):
+            row[: len(samples)] = torch.from_numpy(samples)
+        return padded, lengths
+
+    def targets(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """(B, U) pieces, padded with 0, and (B,) how many."""
+        rows = [torch.tensor(self.tokens[index]) for index in indices]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows])
+
+
+def spec_mask(mel: Tensor, rng: np.random.Generator, most_bins: int = 15, most_frames: int = 25) -> None:
+    """SpecAugment (Park et al., 2019) in place on (B, 80, t): two bands and a few stretches of each row."""
+    for row in mel:
+        mean = row.mean()
+        for _ in range(2):
+            width = int(rng.integers(0, most_bins + 1))
+            start = int(rng.integers(0, row.shape[0] - width))
+            row[start : start + width] = mean
+        for _ in range(max(1, row.shape[1] // 250)):
+            width = int(rng.integers(0, most_frames + 1))
+            start = int(rng.integers(0, max(1, row.shape[1] - width)))
+            row[:, start : start + width] = mean
+
+
+class FeatureCache:
+    """Trunk features of several draws of a corpus, as one memory-mapped file; written once, resumed when cut short.
+
+    Draw `e` of clip `i` is rows index[e][i][0] .. + index[e][i][1] of width F in float16.
+    """
+
+    def __init__(self, directory: Path, width: int) -> None:
+        self.directory, self.width = directory, width
+        self.index: list[list[tuple[int, int]]] = []
+        if (directory / INDEX).exists():
+            self.index = json.loads((directory / INDEX).read_text())
+        self._rows: np.ndarray | None = None
+
+    @property
+    def draws(self) -> int:
+        return len(self.index)
+
+    def write(
+        self,
+        corpus: Corpus,
+        trunk: Trunk,
+        draws: int,
+        *,
+        batch_seconds: float = 240.0,
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """Appends whole draws until there are `draws`; an interrupted one is begun again."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        mel = LogMel(trunk.mix.device)
+        for epoch in range(self.draws, draws):
+            n_rows = max((start + n for draw in self.index for start, n in draw), default=0)
+            own: list[tuple[int, int]] = [(0, 0)] * len(corpus.clips)
+            with (self.directory / FEATURES).open("ab") as out:
+                out.truncate(n_rows * self.width * 2)
+                for indices in batches(corpus.seconds, batch_seconds, np.random.default_rng(epoch)):
+                    audio, lengths = corpus.audio(epoch, indices)
+                    with torch.no_grad(), torch.autocast(mel.device.type, torch.bfloat16):
+                        features = trunk(mel.whole(audio.to(mel.device))).half().cpu()
+                    for index, row, n in zip(indices, features, lengths.tolist(), strict=True):
+                        out.write(row[:n].numpy().tobytes())
+                        own[index] = (n_rows, n)
+                        n_rows += n
+                    progress(float(corpus.seconds[indices].sum()))
+            self.index.append(own)
+            part = self.directory / (INDEX + ".part")
+            part.write_text(json.dumps(self.index))
+            os.replace(part, self.directory / INDEX)
+
+    def read(self, epoch: int, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """(B, T, F) float32 and (B,) of draw `epoch` modulo the draws there are."""
+        if self._rows is None:
+            self._rows = np.memmap(self.directory / FEATURES, np.float16, "r").reshape(-1, self.width)
+        places = [self.index[epoch % self.draws][index] for index in indices]
+        padded = torch.zeros(len(places), max(n for _, n in places), self.width)
+        for row, (start, n) in zip(padded, places, strict=True):
+            row[:n] = torch.from_numpy(self._rows[start : start + n].astype(np.float32))
+        return padded, torch.tensor([n for _, n in places])
+
+
+def epochs(lengths: np.ndarray, most: float, seed: int, first_step: int) -> Iterator[tuple[int, list[int]]]:
+    """(epoch, indices) of every batch from `first_step` on, for ever."""
+    epoch, step = 0, 0
+    while True:
+        for indices in batches(lengths, most, np.random.default_rng((seed, epoch))):
+            if step >= first_step:
+                yield epoch, indices
+            step += 1
+        epoch += 1

@@ -1,0 +1,51 @@
+"""What the transducer is trained on: RNN-T over a lattice of two choices, CTC, and the price of waiting."""
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor
+
+from asr.transducer.joiner import Joiner, Predictor
+from asr.transducer.schedule import soft_completion
+
+_BLANK, _PIECE = 0, 1  # the two choices of the lattice
+
+
+def rnnt_loss(
+    joiner: Joiner, predictor: Predictor, frames: Tensor, lengths: Tensor, tokens: Tensor, n_tokens: Tensor
+) -> Tensor:
+    """Negative log-likelihood per piece (Graves, 2012).
+
+    Every point of the lattice knows two ways on, blank and the right piece; torchaudio's recursion needs no more,
+    so it is given a vocabulary of two and log-probabilities.
+
+    Args:
+        frames: (B, T, width); lengths: (B,); tokens: (B, U); n_tokens: (B,)
+    """
+    lattice = joiner.lattice(frames, predictor(predictor.contexts(tokens)), tokens)
+    losses = torchaudio.functional.rnnt_loss(
+        lattice.float().contiguous(),
+        torch.full_like(tokens, _PIECE, dtype=torch.int32),
+        lengths.int(),
+        n_tokens.int(),
+        blank=_BLANK,
+        reduction="none",
+        fused_log_softmax=False,
+    )
+    return losses.sum() / n_tokens.sum()
+
+
+def ctc_loss(logits: Tensor, lengths: Tensor, tokens: Tensor, n_tokens: Tensor) -> Tensor:
+    """Negative log-likelihood per piece; logits (B, T, V), blank last."""
+    logprobs = logits.float().log_softmax(-1).transpose(0, 1)
+    blank = logits.shape[-1] - 1
+    losses = F.ctc_loss(logprobs, tokens, lengths, n_tokens, blank, reduction="none", zero_infinity=True)
+    return losses.sum() / n_tokens.sum()
+
+
+def latency(rights: list[Tensor], lengths: Tensor) -> Tensor:
+    """Mean latency in frames, differentiable; equal to the true one where masks are straight-through."""
+    done = soft_completion(rights)
+    at = torch.arange(done.shape[1], device=done.device)
+    real = at < lengths.to(done.device)[:, None]
+    return ((done - at) * real).sum() / real.sum()

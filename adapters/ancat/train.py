@@ -1,0 +1,231 @@
+"""Training of the adaptive-lookahead transducer: resumable, on a CPU, a GPU, or several under torchrun.
+
+Stages (each a run of `Trainer` that starts from the one before):
+
+0. trunk: the adapter of the encoder learns to be strictly causal, under a head with random right contexts;
+   then its features are cached, since it does not change any more.
+1. any: the head goes on under random right contexts, so that every mask is in distribution.
+2. adaptive: schedulers decide, hard masks with straight-through gradients, and waiting has a price, which dual
+   ascent sets so that the true latency meets the target. Controls go on under their own policy instead.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adapters.ancat.corpus import Batch, Corpus, FeatureCache, epochs, spec_mask
+from adapters.ancat.losses import ctc_loss, latency, rnnt_loss
+from adapters.ancat.policies import named, random_policy
+from adapters.train import join_process_group
+from asr.mel import LogMel
+from asr.transducer.encoder import Schedule
+from asr.transducer.model import Transducer
+from asr.transducer.schedule import Policy
+from asr.transducer.trunk import FEATURE_MS
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how; every field is written into the checkpoint."""
+
+    steps: int = 2000
+    policy: str = "random"  # or adaptive, causal, layerwise:1,1,0,0, chunked:9
+    target_ms: float = 320.0  # mean latency that the adaptive policy is priced to
+    batch_seconds: float = 160.0
+    learning_rate: float = 1e-3
+    trunk_learning_rate: float = 4e-4
+    warmup: int = 100
+    ctc: float = 0.3  # weight
+    masked: float = 0.5  # seconds of features masked per 5 s
+    price_rate: float = 0.02  # how fast dual ascent moves the price of a frame of latency
+    clip_norm: float = 2.0
+    seed: int = 0
+
+
+class Trainer:
+    """One run in one directory: `checkpoint.pt` and `log.jsonl`.
+
+    Args:
+        cache: features to read; None draws audio and trains the trunk's parameters that want gradients, too.
+    """
+
+    def __init__(
+        self, model: Transducer, corpus: Corpus, recipe: Recipe, out: Path, cache: FeatureCache | None = None
+    ) -> None:
+        self.model, self.corpus, self.recipe, self.out, self.cache = model, corpus, recipe, out, cache
+        self.rank, self.world = join_process_group()
+        self.device = model.device
+        self.mel = LogMel(self.device)
+        self.fixed_policy = None if recipe.policy == "random" else named(recipe.policy, model.dims.layers)
+        torch.manual_seed(recipe.seed + self.rank)
+        head = [p for name, p in model.named_parameters() if not name.startswith("trunk.")]
+        trunk = [] if cache else [p for p in model.trunk.parameters() if p.requires_grad]
+        self.weights = [*head, *trunk]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": head, "peak": recipe.learning_rate},
+                {"params": trunk, "peak": recipe.trunk_learning_rate},
+            ],
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        )
+        self.step = 0
+        self.price = 0.0  # of a frame of latency, in nats per piece
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / CHECKPOINT).exists():
+            self._resume()
+
+    def run(
+        self, *, save_every: int = 200, progress: Callable[[int, dict[str, float]], None] = lambda *_: None
+    ) -> None:
+        """Trains to the last step; an interruption loses at most `save_every` steps."""
+        self.model.train()
+        for epoch, batch in self._batches():
+            record = self._train_step(batch)
+            self.step += 1
+            if self.rank == 0:
+                with (self.out / LOG).open("a") as log:
+                    log.write(json.dumps({"step": self.step, "epoch": epoch, **record}) + "\n")
+                progress(self.step, record)
+                if self.step % save_every == 0 or self.step == self.recipe.steps:
+                    self.save()
+        self.model.eval()
+
+    def save(self) -> None:
+        """Writes the checkpoint, atomically."""
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        state = {
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "price": self.price,
+            "weights": {k: v for k, v in self.model.state_dict().items() if k in trained},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, self.out / (CHECKPOINT + ".part"))
+        os.replace(self.out / (CHECKPOINT + ".part"), self.out / CHECKPOINT)
+
+    def _resume(self) -> None:
+        state = torch.load(self.out / CHECKPOINT, weights_only=True, map_location=self.device)
+        self.model.load_state_dict(state["weights"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.price = state["step"], state["price"]
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """Every batch that is left, each drawn while the one before trains."""
+        recipe = self.recipe
+        stream = epochs(self.corpus.seconds, recipe.batch_seconds * self.world, recipe.seed, self.step)
+
+        def draw(epoch: int, indices: list[int]) -> tuple[int, Batch]:
+            return epoch, self._draw(epoch, indices[self.rank :: self.world] or indices[:1])
+
+        with ThreadPoolExecutor(1) as ahead:
+            batch = ahead.submit(draw, *next(stream))
+            for step in range(self.step, recipe.steps):
+                this = batch
+                if step + 1 < recipe.steps:
+                    batch = ahead.submit(draw, *next(stream))
+                yield this.result()
+
+    def _draw(self, epoch: int, indices: list[int]) -> Batch:
+        """Features, or in the trunk's stage log-mel frames, of one batch."""
+        tokens, n_tokens = self.corpus.targets(indices)
+        seconds = float(self.corpus.seconds[indices].sum())
+        rng = np.random.default_rng((self.recipe.seed, epoch, indices[0]))
+        if self.cache is not None:
+            features, lengths = self.cache.read(epoch, indices)
+            _mask_stretches(features, lengths, rng, self.recipe.masked)
+        else:
+            audio, lengths = self.corpus.audio(epoch, indices)
+            features = self.mel.whole(audio.to(self.device))
+            spec_mask(features, rng)
+        return Batch(features, lengths, tokens, n_tokens, seconds)
+
+    def _train_step(self, batch: Batch) -> dict[str, float]:
+        recipe = self.recipe
+        rng = np.random.default_rng((recipe.seed, self.step, self.rank))
+        rate = self._rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        with torch.autocast(self.device.type, torch.bfloat16):
+            frames, schedule = self._encode(batch, self._policy(rng))
+            tokens, n_tokens = batch.tokens.to(self.device), batch.n_tokens
+            rnnt = rnnt_loss(
+                self.model.joiner,
+                self.model.predictor,
+                frames,
+                batch.lengths,
+                tokens,
+                n_tokens.to(self.device),
+            )
+            ctc = ctc_loss(self.model.ctc(frames), batch.lengths, tokens, n_tokens)
+        waited = hard_latency(schedule, batch.lengths)
+        loss = rnnt + recipe.ctc * ctc
+        if recipe.policy == "adaptive":
+            loss = loss + self.price * latency(schedule.rights, batch.lengths)
+            aim = recipe.target_ms / FEATURE_MS
+            self.price = min(1.0, max(0.0, self.price + recipe.price_rate * (waited - aim) / aim * 0.1))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._share_gradients()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, recipe.clip_norm))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        return {
+            "rnnt": rnnt.item(), "ctc": ctc.item(), "latency_ms": waited * FEATURE_MS, "price": self.price,
+            "spans": [float(span.float().mean()) for span in schedule.spans],
+            "grad_norm": norm, "rate": rate, "seconds": batch.seconds,
+        }  # fmt: skip
+
+    def _encode(self, batch: Batch, policy: Policy | None) -> tuple[Tensor, Schedule]:
+        features = batch.features.to(self.device)
+        if self.cache is None:
+            features = self.model.trunk(features)
+        return self.model.encoder(features, batch.lengths, policy)
+
+    def _policy(self, rng: np.random.Generator) -> Policy | None:
+        if self.recipe.policy != "random":
+            return self.fixed_policy
+        return random_policy(rng, self.model.dims.layers, self.model.dims.span)
+
+    def _rate(self) -> float:
+        """Share of the peak learning rate: linear warm-up, then a cosine down to a fiftieth."""
+        if self.step < self.recipe.warmup:
+            return (self.step + 1) / self.recipe.warmup
+        done = (self.step - self.recipe.warmup) / max(1, self.recipe.steps - self.recipe.warmup)
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def _share_gradients(self) -> None:
+        if self.world > 1:
+            for weight in self.weights:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+                dist.all_reduce(weight.grad, op=dist.ReduceOp.SUM)
+                weight.grad /= self.world
+
+
+def hard_latency(schedule: Schedule, lengths: Tensor) -> float:
+    """Mean true latency in frames over all frames of all rows."""
+    at = torch.arange(schedule.done.shape[1], device=schedule.done.device)
+    real = at < lengths.to(at.device)[:, None]
+    return float(((schedule.done - at) * real).sum() / real.sum())
+
+
+def _mask_stretches(features: Tensor, lengths: Tensor, rng: np.random.Generator, seconds: float) -> None:
+    """Silences a stretch of features, up to `seconds`, in every 5 s of each row (SpecAugment in time)."""
+    most = int(seconds * 1000 / FEATURE_MS)
+    for row, n in zip(features, lengths.tolist(), strict=True):
+        for _ in range(max(1, n * FEATURE_MS // 5000)):
+            width = int(rng.integers(0, most + 1))
+            start = int(rng.integers(0, max(1, n - width)))
+            row[start : start + width] = 0

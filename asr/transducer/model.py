@@ -1,0 +1,74 @@
+"""A transducer as one module, and its two halves on disk: the trunk that several share, and a head."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from asr.encoder import Encoder
+from asr.transducer.encoder import AdaptiveEncoder, EncoderDims
+from asr.transducer.joiner import Joiner, Predictor
+from asr.transducer.pieces import Pieces
+from asr.transducer.trunk import Trunk
+
+HEAD, HEAD_CONFIG, PIECES = "head.safetensors", "head.json", "pieces.model"
+
+
+class Transducer(nn.Module):
+    """Trunk, adaptive layers, predictor, joiner, and an auxiliary CTC output of training and alignment."""
+
+    def __init__(self, trunk: Trunk, pieces: Pieces, dims: EncoderDims, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pieces = pieces
+        self.dims = dims
+        self.encoder = AdaptiveEncoder(dims, dropout)
+        self.predictor = Predictor(len(pieces), dims.width)
+        self.joiner = Joiner(dims.width, len(pieces))
+        self.ctc = nn.Linear(dims.width, len(pieces) + 1)
+
+    @property
+    def blank(self) -> int:
+        """The id of blank: the last."""
+        return len(self.pieces)
+
+    @property
+    def device(self) -> torch.device:
+        return self.ctc.weight.device
+
+    def head_state(self) -> dict[str, Tensor]:
+        """All weights but the trunk's."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("trunk.")}
+
+    def load_head(self, state: Mapping[str, Tensor]) -> None:
+        missing, unexpected = self.load_state_dict(dict(state), strict=False)
+        wrong = [*unexpected, *(name for name in missing if not name.startswith("trunk."))]
+        if wrong:
+            raise ValueError(f"the head was made for another model: {wrong[0]}")
+
+
+def save_head(model: Transducer, directory: Path, facts: Mapping[str, Any]) -> None:
+    """Writes a head: half-precision weights, and beside them sizes, `facts`, and its pieces."""
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in model.head_state().items()}
+    save_file(weights, directory / HEAD)
+    (directory / HEAD_CONFIG).write_text(json.dumps({"dims": asdict(model.dims), **facts}, indent=1) + "\n")
+    (directory / PIECES).write_bytes(model.pieces.model)
+
+
+def load_head(encoder: Encoder, directory: Path) -> Transducer:
+    """The head of `directory` on a trunk made of `encoder`, whose mix of layers belongs to the head's file.
+
+    Raises:
+        OSError, ValueError: nothing there, or not what it should be.
+    """
+    config = json.loads((directory / HEAD_CONFIG).read_text())
+    model = Transducer(Trunk(encoder), Pieces.read(directory / PIECES), EncoderDims(**config["dims"]))
+    state = {k: v.float() for k, v in load_file(directory / HEAD).items()}
+    model.load_head(state)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,146 @@
+"""Log-mel frames -> trunk features at 25 Hz: Whisper's encoder, strictly causal, and a learned mix of its layers.
+
+Where asr/encoder.py looks a block ahead and encodes it twice, nothing here is ever computed again: a frame attends
+to all frames before it and to the one it is paired with, so the features do not depend on how the audio was cut into
+chunks. All looking ahead is left to the layers behind (asr/transducer/encoder.py), which learn when it pays.
+
+Feature m needs samples up to 640 m + 840, which is FRONT_END_MS beyond its own 40 ms.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asr.cache import KVCache
+from asr.encoder import SAMPLES_PER_FRAME, ConvEdges, Encoder
+from kernels.limit_cross_attention import limit_cross_attention
+from kernels.masked_attention import masked_attention
+
+STACK = 2  # encoder frames per feature
+SAMPLES_PER_FEATURE = STACK * SAMPLES_PER_FRAME
+FEATURE_MS = 40
+FRONT_END_MS = 12.5
+
+
+@dataclass(frozen=True)
+class TrunkState:
+    """One row per stream."""
+
+    edges: ConvEdges
+    odd: Tensor  # (S, 1, d) a frame whose partner has not come
+    odd_fill: Tensor  # (S,) int64
+    cache: KVCache
+
+
+class Trunk(nn.Module):
+    """Causal features of one encoder, which the trunk owns from now on.
+
+    The mix is a softmax over the layers' outputs, each normalised, so that layers behind can use what the last
+    one has dropped.
+    """
+
+    stride = 2 * STACK  # mel frames per feature
+    lookahead = 2  # mel frames
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.mix = nn.Parameter(torch.zeros(len(encoder.blocks)))
+
+    @property
+    def width(self) -> int:
+        """Of a feature: stacked frames."""
+        return STACK * self.encoder.dims.n_audio_state
+
+    # -- everything at once
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """(B, 80, t) -> (B, t // 4, width): what `step` gives, padding conv edges with nothing at the end."""
+        x = self.encoder.embed(mel)
+        x = x[:, : x.shape[1] // STACK * STACK]
+        pair = torch.arange(x.shape[1], device=x.device) // STACK
+        mask = pair[None, :] <= pair[:, None]
+        layers = []
+        for block in self.encoder.blocks:
+            normed = block.attn_ln(x)
+            k, v = block.attn.keys_values(normed)
+            heads = masked_attention(block.attn.queries(normed), k, v, mask)
+            x = block.feed(x + block.attn.merge(heads))
+            layers.append(x)
+        return self._stack(self._mixed(layers))
+
+    # -- as a stream
+
+    def init_state(self, rows: int) -> TrunkState:
+        encoder = self.encoder
+        dims, weight = encoder.dims, encoder.conv1.weight
+        width, heads = dims.n_audio_state, dims.n_audio_head
+        return TrunkState(
+            edges=ConvEdges.fresh(rows, dims.n_mels, width, weight),
+            odd=weight.new_zeros(rows, 1, width),
+            odd_fill=torch.zeros(rows, dtype=torch.int64),
+            cache=KVCache.allocate(dims.n_audio_layer, rows, heads, dims.n_audio_ctx, width // heads, weight),
+        )
+
+    def reset(self, state: TrunkState, rows: Tensor) -> None:
+        """Makes `rows` equal to fresh ones."""
+        state.edges.reset(rows)
+        state.odd_fill[rows] = 0
+        state.cache.free(rows)
+
+    @staticmethod
+    def phase(state: TrunkState, row: int) -> tuple[int, ...]:
+        """Rows with equal phases may step together."""
+        fills = (state.edges.mel_fill, state.edges.conv_fill, state.odd_fill)
+        return tuple(int(fill[row]) for fill in fills)
+
+    def step(self, mel: Tensor, state: TrunkState, rows: Tensor) -> tuple[Tensor, TrunkState]:
+        """Every feature that new mel frames complete.
+
+        Args:
+            mel: (B, 80, t) new frames, any t >= 0.
+            state: of all streams; the rows stepping are updated in place.
+            rows: (B,) rows in the same phase; a row holds at most 30 s.
+
+        Returns:
+            (B, T, width), T >= 0, and the state.
+        """
+        fill = int(state.odd_fill[rows[0]])
+        x = self.encoder.convolve(mel, state.edges, rows)
+        x = torch.cat([state.odd[rows, :fill], x], dim=1)
+        n = x.shape[1] // STACK * STACK
+        rest = x[:, n:]
+        state.odd[rows, : rest.shape[1]] = rest
+        state.odd_fill[rows] = rest.shape[1]
+        if not n:
+            return x.new_zeros(len(rows), 0, self.width), state
+        return self._stack(self._encode(x[:, :n], state.cache, rows)), state
+
+    def _encode(self, x: Tensor, cache: KVCache, rows: Tensor) -> Tensor:
+        before = cache.lengths[rows]
+        ahead = torch.arange(x.shape[1])
+        positions = (before[:, None] + ahead).to(x.device)
+        limits = before[:, None] + (ahead // STACK + 1) * STACK
+        x = x + self.encoder.positional_embedding[positions]
+        layers = []
+        for i, block in enumerate(self.encoder.blocks):
+            normed = block.attn_ln(x)
+            cache.write(i, rows, *block.attn.keys_values(normed))
+            heads = limit_cross_attention(block.attn.queries(normed), cache.k[i], cache.v[i], rows, limits)
+            x = block.feed(x + block.attn.merge(heads))
+            layers.append(x)
+        cache.advance(rows, x.shape[1])
+        return self._mixed(layers)
+
+    def _mixed(self, layers: list[Tensor]) -> Tensor:
+        """Layers' outputs, (B, T, d) each -> their mix in float32."""
+        weights = self.mix.float().softmax(0)
+        normed = [F.layer_norm(x.float(), x.shape[-1:]) for x in layers]
+        return sum((w * x for w, x in zip(weights, normed, strict=True)), torch.zeros_like(normed[0]))
+
+    @staticmethod
+    def _stack(x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T / 2, 2 d)"""
+        return x.unflatten(1, (-1, STACK)).flatten(2)
