@@ -1,7 +1,7 @@
 """The layers behind the trunk: self-attention with rotary positions, and a scheduler that bounds what it sees."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asr.layers import Block
 from asr.transducer.schedule import Scheduler

@@ -28,14 +28,23 @@ class Scheduler(nn.Module):
         self.offer = nn.Linear(width, 1, bias=False)
         for weight in (self.own.weight, self.offer.weight):
             nn.init.normal_(weight, std=0.02)
-        nn.init.constant_(self.own.bias, 1.0)
+        # Untrained, a frame waits for a third of the span; the further ahead, the surer the no.
+        self.own.bias.data.copy_(torch.linspace(1.0, -2.0, span))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, R) float32 logits; k counts from 0 for the first frame waited for."""
+        offered = F.pad(self.offered(x), (0, self.span - 1))  # (B, T + R - 1)
+        return self.logits(x, offered.unfold(1, self.span, 1))
+
+    def offered(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T) what each frame says to those that ask whether to wait on."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            offered = F.pad(self.offer(x).squeeze(-1), (0, self.span - 1))  # (B, T + R - 1)
-            return self.own(x) + offered.unfold(1, self.span, 1)
+            return self.offer(x.float()).squeeze(-1)
+
+    def logits(self, x: Tensor, offered: Tensor) -> Tensor:
+        """Frames (B, T, d), and for each what itself and the frames behind it offer, (B, T, R)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.own(x.float()) + offered
 
 
 def spans_of(logits: Tensor) -> Tensor:

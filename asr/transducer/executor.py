@@ -1,0 +1,213 @@
+"""The adaptive layers as a stream: every frame is computed once, as soon as its span has come, and is final then.
+
+Equal to `AdaptiveEncoder.forward` under the schedulers' hard masks, for any cutting of the input. Rows are ragged:
+of the same new features one stream may finish many frames and another none; what becomes ready in a layer, over all
+rows, is one matrix product.
+
+Each layer keeps rings: of its inputs' keys and values, and of the inputs themselves until they are computed. Frame n
+of a row lies in place n modulo the ring's size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asr.transducer.encoder import AdaptiveEncoder, EncoderDims
+from asr.transducer.layers import AdaptiveLayer
+from asr.transducer.schedule import Policy, spans_of
+
+PIECE = 32  # features taken in at once; a longer step is several
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One layer's rings, one row per stream; what was never written is never read."""
+
+    x: Tensor  # (S, ring, d) inputs
+    k: Tensor  # (S, H, ring, D)
+    v: Tensor  # (S, H, ring, D)
+    offer: Tensor  # (S, ring) what each input offers those who may wait for it
+    came: Tensor  # (S, ring) int64, the feature at whose coming the input was finished by the layer before
+    n_in: Tensor  # (S,) int64 inputs so far
+    n_out: Tensor  # (S,) int64 frames computed so far
+    done: Tensor  # (S,) int64, the feature with which the newest of them was complete
+
+
+@dataclass(frozen=True)
+class ExecutorState:
+    """One row per stream."""
+
+    layers: tuple[LayerState, ...]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Frames that a step has finished; row b holds counts[b] of them, then padding."""
+
+    frames: Tensor  # (B, M, width)
+    counts: Tensor  # (B,) int64
+    done: Tensor  # (B, M) int64, the feature with which each frame was complete: equals `schedule.completion`
+
+
+class Executor:
+    """Steps an encoder's layers; it holds no stream's state.
+
+    Args:
+        policy: gives the spans in place of the schedulers, by frame number; for controls.
+    """
+
+    stride = 1
+
+    def __init__(self, encoder: AdaptiveEncoder, policy: Policy | None = None) -> None:
+        self.encoder = encoder
+        self.policy = policy
+
+    @property
+    def dims(self) -> EncoderDims:
+        return self.encoder.dims
+
+    @property
+    def lookahead(self) -> int:
+        """Features that a frame may wait for at most, over all layers."""
+        return self.dims.span * self.dims.layers
+
+    @property
+    def _ring(self) -> int:
+        # A frame may wait with `span` inputs behind it and sees `left` before it; what a step brings grows by the
+        # frames that were waiting in each layer.
+        return self.dims.left + self.dims.span * self.dims.layers + PIECE
+
+    def init_state(self, rows: int) -> ExecutorState:
+        dims, weight = self.dims, self.encoder.project.weight
+        heads = (rows, dims.heads, self._ring, dims.width // dims.heads)
+
+        def layer() -> LayerState:
+            return LayerState(
+                x=weight.new_zeros(rows, self._ring, dims.width),
+                k=weight.new_zeros(heads, dtype=torch.float32),
+                v=weight.new_zeros(heads, dtype=torch.float32),
+                offer=weight.new_zeros(rows, self._ring, dtype=torch.float32),
+                came=torch.zeros(rows, self._ring, dtype=torch.int64),
+                n_in=torch.zeros(rows, dtype=torch.int64),
+                n_out=torch.zeros(rows, dtype=torch.int64),
+                done=torch.zeros(rows, dtype=torch.int64),
+            )
+
+        return ExecutorState(tuple(layer() for _ in range(dims.layers)))
+
+    def reset(self, state: ExecutorState, rows: Tensor) -> None:
+        """Makes `rows` equal to fresh ones."""
+        for layer in state.layers:
+            layer.n_in[rows] = 0
+            layer.n_out[rows] = 0
+            layer.done[rows] = 0
+
+    def step(
+        self, features: Tensor, state: ExecutorState, rows: Tensor, *, ending: bool = False
+    ) -> tuple[Ready, ExecutorState]:
+        """Takes in new trunk features and computes every frame that they complete.
+
+        Args:
+            features: (B, n, features) of `rows`, n >= 0.
+            state: of all streams; the rows stepping are updated in place.
+            rows: (B,) rows stepping.
+            ending: nothing follows: spans end with what has come, and every frame is finished.
+        """
+        pieces = list(features.split(PIECE, dim=1))
+        steps = [
+            self._step(piece, state, rows, ending and i + 1 == len(pieces)) for i, piece in enumerate(pieces)
+        ]
+        return _joined(steps), state
+
+    def _step(self, features: Tensor, state: ExecutorState, rows: Tensor, ending: bool) -> Ready:
+        batch, n_new = features.shape[:2]
+        first = state.layers[0].n_in[rows][:, None]
+        ready = Ready(
+            self.encoder.embed(features), torch.full((batch,), n_new), first + torch.arange(n_new)[None]
+        )
+        for number, (layer, own) in enumerate(zip(self.encoder.layers, state.layers, strict=True)):
+            self._take_in(layer, own, rows, ready)
+            ready = self._advance(number, layer, own, rows, ending)
+        return Ready(self.encoder.out_norm(ready.frames), ready.counts, ready.done)
+
+    def _take_in(self, layer: AdaptiveLayer, own: LayerState, rows: Tensor, new: Ready) -> None:
+        """Puts new inputs behind those that a layer has."""
+        n = new.frames.shape[1]
+        positions = own.n_in[rows][:, None] + torch.arange(n)  # (B, n)
+        _, k, v = layer.project(new.frames, positions.to(new.frames.device))
+        valid = torch.arange(n) < new.counts[:, None]
+        row, place = rows[:, None].expand(-1, n)[valid], (positions % self._ring)[valid]
+        own.x[row, place] = new.frames[valid].to(own.x.dtype)
+        own.k[row, :, place] = k.transpose(1, 2)[valid].to(own.k.dtype)
+        own.v[row, :, place] = v.transpose(1, 2)[valid].to(own.v.dtype)
+        own.offer[row, place] = layer.scheduler.offered(new.frames)[valid]
+        own.came[row, place] = new.done[valid]
+        own.n_in[rows] += new.counts
+
+    def _advance(
+        self, number: int, layer: AdaptiveLayer, own: LayerState, rows: Tensor, ending: bool
+    ) -> Ready:
+        """Computes the frames of a layer whose spans have come, in order."""
+        n_in, n_out = own.n_in[rows], own.n_out[rows]
+        last = n_in[:, None] - 1
+        at = n_out[:, None] + torch.arange(int((n_in - n_out).max()))  # (B, W) frame numbers
+        x = own.x[rows[:, None], at % self._ring]
+        reach = at + self._spans(number, layer, own, rows, at, x)
+        if ending:
+            reach = torch.minimum(reach, last)
+        waiting = ((reach > last) | (at > last)).cumsum(dim=1)  # a frame waits for those before it, too
+        counts = (waiting == 0).sum(dim=1)
+        n = int(counts.max())
+        if not n:
+            return Ready(x[:, :0], counts, at[:, :0])
+        x, at, reach = x[:, :n], at[:, :n], torch.minimum(reach[:, :n], last)
+        frames = layer.finish(x, self._attend(layer, own, rows, x, at, reach))
+        came = own.came[rows[:, None], reach % self._ring]
+        done = torch.maximum(came.cummax(dim=1).values, own.done[rows][:, None])
+        own.n_out[rows] += counts
+        own.done[rows] = done.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0].where(
+            counts > 0, own.done[rows]
+        )
+        return Ready(frames, counts, done)
+
+    def _spans(
+        self, number: int, layer: AdaptiveLayer, own: LayerState, rows: Tensor, at: Tensor, x: Tensor
+    ) -> Tensor:
+        """(B, W) spans of the waiting frames. To what has not come the answer is yes: the frame waits for it."""
+        if self.policy is not None:
+            spans = self.policy(number, len(rows), int(at.max()) + 1 if at.numel() else 0, self.dims.span)
+            return spans.gather(1, at)
+        ahead = at[..., None] + torch.arange(self.dims.span)  # (B, W, R)
+        offered = own.offer[rows[:, None, None], ahead % self._ring]
+        offered = offered.masked_fill((ahead >= own.n_in[rows][:, None, None]).to(x.device), torch.inf)
+        return spans_of(layer.scheduler.logits(x, offered)).cpu()
+
+    def _attend(
+        self, layer: AdaptiveLayer, own: LayerState, rows: Tensor, x: Tensor, at: Tensor, reach: Tensor
+    ) -> Tensor:
+        """(B, H, W, D): what frames `at` find among the inputs up to `reach`."""
+        newest = own.n_in[rows][:, None] - 1
+        held = newest - (newest - torch.arange(self._ring)) % self._ring  # (B, ring) frame in each place
+        mask = (held[:, None] <= reach[..., None]) & (
+            held[:, None] >= (at - self.dims.left).clamp(min=0)[..., None]
+        )
+        q, _, _ = layer.project(x, at.to(x.device))
+        unread = ~mask.any(dim=1)[:, None, :, None].to(x.device)  # whatever a ring held before must not matter
+        k, v = own.k[rows].masked_fill(unread, 0), own.v[rows].masked_fill(unread, 0)
+        heads = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask[:, None].to(x.device))
+        return heads.to(x.dtype)
+
+
+def _joined(steps: list[Ready]) -> Ready:
+    """Several steps' frames, row by row behind each other."""
+    if len(steps) == 1:
+        return steps[0]
+    counts = torch.stack([step.counts for step in steps]).sum(0)
+    pick = torch.cat([torch.arange(step.done.shape[1]) < step.counts[:, None] for step in steps], dim=1)
+    order = (~pick).int().argsort(dim=1, stable=True)[:, : int(counts.max())]  # what counts first, in order
+    frames = torch.cat([step.frames for step in steps], dim=1)
+    done = torch.cat([step.done for step in steps], dim=1)
+    row = torch.arange(len(counts))[:, None]
+    return Ready(frames[row, order], counts, done[row, order])
