@@ -1,6 +1,7 @@
 """Low-rank adapters through peft: attach, merge, save, load."""
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,25 +16,41 @@ from torch import Tensor, nn
 
 from adapters.shipped import AdapterError
 from asr.checkpoint import LONGEST_DELAY_S, Whisper
+from asr.transducer.trunk import STACK
 
-#: What a stream expects of its adapter, saved beside the weights: one trained otherwise loads, and hears badly.
-TAUGHT = {"lookahead_blocks": 1, "longest_delay_ms": round(1000 * LONGEST_DELAY_S)}
-TAUGHT_FILE = "careless.json"
+
+@dataclass(frozen=True)
+class Kind:
+    """What a stream expects of its adapter, saved beside the weights: one trained otherwise loads, and hears badly."""
+
+    name: str
+    taught: dict[str, int]
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.json"
+
+
+#: Of the causal Whisper: encoder and decoder.
+CARELESS = Kind("careless", {"lookahead_blocks": 1, "longest_delay_ms": round(1000 * LONGEST_DELAY_S)})
+#: Of the transducer's trunk (asr/transducer/trunk.py): the encoder alone, which never looks ahead.
+TRUNK = Kind("trunk", {"lookahead_blocks": 0, "frames_at_once": STACK})
+
 #: Every projection of attention and both layers of the MLPs.
-TARGETS = r".*\.(query|key|value|out|mlp\.0|mlp\.2)"
+TARGETS = r"(query|key|value|out|mlp\.0|mlp\.2)"
 
 
 def attach(model: Whisper, *, encoder_rank: int = 128, decoder_rank: int = 64) -> PeftModel:
     """Puts trainable adapters, alpha = rank, on every attention and MLP projection of `model`.
 
-    The causal encoder has most to relearn, so it gets the larger rank.
+    The causal encoder has most to relearn, so it gets the larger rank. A decoder_rank of 0 leaves the decoder alone.
     """
     config = LoraConfig(
-        r=decoder_rank,
-        lora_alpha=decoder_rank,
+        r=decoder_rank or encoder_rank,
+        lora_alpha=decoder_rank or encoder_rank,
         rank_pattern={r"encoder\..*": encoder_rank},
         alpha_pattern={r"encoder\..*": encoder_rank},
-        target_modules=TARGETS,
+        target_modules=rf".*\.{TARGETS}" if decoder_rank else rf"encoder\..*\.{TARGETS}",
     )
     adapted = get_peft_model(model, config)
     _fold(adapted)
@@ -58,7 +75,7 @@ def _forward_folded(layer: Linear, x: Tensor) -> Tensor:
     return F.linear(x, base.weight + layer.scaling[name] * (b @ a), base.bias)
 
 
-def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftModel:
+def load(model: Whisper, directory: Path, *, kind: Kind = CARELESS, trainable: bool = False) -> PeftModel:
     """Puts the adapter saved in `directory` on `model`, unmerged.
 
     Raises:
@@ -70,10 +87,10 @@ def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftMod
         )
     if not (directory / "adapter_model.safetensors").is_file():
         raise AdapterError(f"the adapter in {directory} has no weights: adapter_model.safetensors is missing")
-    if _taught(directory) != TAUGHT:
+    if _taught(directory, kind) != kind.taught:
         raise AdapterError(
-            f"the adapter in {directory} was trained by another version, before the encoder looked a chunk ahead "
-            f"or words could be delayed: train it again (asr-stream train careless --start-from {directory} ...)"
+            f"the adapter in {directory} was not taught what this version asks of a {kind.name} "
+            f"({kind.file} differs or is missing): train it again, starting from it (see CONTRIBUTING.md)"
         )
     try:
         adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
@@ -84,21 +101,25 @@ def load(model: Whisper, directory: Path, *, trainable: bool = False) -> PeftMod
     return adapted
 
 
-def _taught(directory: Path) -> object:
+def _taught(directory: Path, kind: Kind) -> object:
     try:
-        return json.loads((directory / TAUGHT_FILE).read_text())
+        return json.loads((directory / kind.file).read_text())
     except (OSError, ValueError):
         return None
 
 
-def read(adapted: PeftModel, directory: Path) -> None:
+def read(adapted: PeftModel, directory: Path, part: str = "") -> None:
     """Copies the weights saved in `directory` into an adapter of the same shape, to train on from there.
+
+    Args:
+        part: "encoder" takes that half alone.
 
     Raises:
         AdapterError: nothing there, or made for another model or other ranks.
     """
     try:
         saved = load_file(directory / "adapter_model.safetensors")
+        saved = {name: weight for name, weight in saved.items() if f"{part}." in name}
         refused: Any = set_peft_model_state_dict(adapted, saved)
         fits = not refused.unexpected_keys
     except (OSError, SafetensorError) as error:
@@ -116,8 +137,10 @@ def merge(adapted: PeftModel) -> Whisper:
     return merged.eval().requires_grad_(False)
 
 
-def save(adapted: PeftModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
+def save(
+    adapted: PeftModel, directory: Path, dtype: torch.dtype = torch.float16, *, kind: Kind = CARELESS
+) -> None:
     """Writes the adapter in peft's own format, its weights as `dtype` safetensors, and what it was taught."""
     state = {k: v.to(dtype) for k, v in adapted.state_dict().items() if "lora_" in k}
     adapted.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
-    (directory / TAUGHT_FILE).write_text(json.dumps(TAUGHT) + "\n")
+    (directory / kind.file).write_text(json.dumps(kind.taught) + "\n")

@@ -139,17 +139,35 @@ def test_an_adapter_that_was_taught_otherwise(
     """It would load, and hear badly; but it is good enough to train on from there."""
     lora.save(trained(make_tiny(0), steps=1), tmp_path)
     if mark is None:
-        (tmp_path / lora.TAUGHT_FILE).unlink()
+        (tmp_path / lora.CARELESS.file).unlink()
     else:
-        (tmp_path / lora.TAUGHT_FILE).write_text(mark)
+        (tmp_path / lora.CARELESS.file).write_text(mark)
     with pytest.raises(AdapterError, match="train it again"):
         lora.load(make_tiny(0), tmp_path)
     lora.read(lora.attach(make_tiny(0), encoder_rank=ENCODER_RANK, decoder_rank=DECODER_RANK), tmp_path)
 
 
+def test_a_trunk_is_the_encoder_alone_and_begins_with_a_careless_one(
+    make_tiny: Callable[[int], Whisper], tmp_path: Path
+) -> None:
+    careless = trained(make_tiny(0), steps=1)
+    lora.save(careless, tmp_path / "careless")
+    trunk = lora.attach(make_tiny(0), encoder_rank=ENCODER_RANK, decoder_rank=0)
+    lora.read(trunk, tmp_path / "careless", part="encoder")
+    taken = {k: v for k, v in trunk.state_dict().items() if "lora_" in k}
+    given = careless.state_dict()
+    assert taken
+    assert all(".encoder." in name for name in taken)
+    assert all(torch.allclose(weight, given[name], atol=1e-3) for name, weight in taken.items())
+    lora.save(trunk, tmp_path / "trunk", kind=lora.TRUNK)
+    lora.load(make_tiny(0), tmp_path / "trunk", kind=lora.TRUNK)
+    with pytest.raises(AdapterError, match="asks of a careless"):
+        lora.load(make_tiny(0), tmp_path / "trunk")
+
+
 @pytest.mark.parametrize("folder", sorted(WEIGHTS.glob("careless-*")), ids=lambda folder: folder.name)
 def test_shipped_adapters_are_taught_what_streams_ask(folder: Path) -> None:
-    assert json.loads((folder / lora.TAUGHT_FILE).read_text()) == lora.TAUGHT
+    assert json.loads((folder / lora.CARELESS.file).read_text()) == lora.CARELESS.taught
 
 
 def test_no_adapter_is_shipped_for_an_unknown_model() -> None:
