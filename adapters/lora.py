@@ -21,7 +21,7 @@ from asr.transducer.trunk import STACK
 
 @dataclass(frozen=True)
 class Kind:
-    """What a stream expects of its adapter, saved beside the weights: one trained otherwise loads, and hears badly."""
+    """What a stream expects of an adapter, saved beside its weights: one taught otherwise loads, and hears badly."""
 
     name: str
     taught: dict[str, int]
