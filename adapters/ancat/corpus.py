@@ -179,6 +179,7 @@ class FeatureCache:
             part = self.directory / (INDEX + ".part")
             part.write_text(json.dumps(self.index))
             os.replace(part, self.directory / INDEX)
+            self._rows = None  # what was mapped is shorter
 
     def read(self, epoch: int, indices: list[int]) -> tuple[Tensor, Tensor]:
         """(B, T, F) float32 and (B,) of draw `epoch` modulo the draws there are."""

@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from asr.transducer.schedule import Policy, chunked, layerwise
+from asr.transducer.schedule import named as named
 
 LONGEST_CHUNK = 18
 
 
-def random_policy(rng: np.random.Generator, layers: int, span: int) -> Policy:
+def random_policy(rng: np.random.Generator, layers: int) -> Policy:
     """One batch's policy: causal, layerwise, chunked, or spans that wander from frame to frame."""
     kind = rng.random()
     if kind < 0.15:
@@ -18,37 +19,16 @@ def random_policy(rng: np.random.Generator, layers: int, span: int) -> Policy:
         return layerwise(*rng.integers(0, 5, layers).tolist())
     if kind < 0.6:
         return chunked(int(rng.integers(2, LONGEST_CHUNK + 1)))
-    return _wandering(rng, span)
+    return _wandering(rng)
 
 
-def _wandering(rng: np.random.Generator, span: int) -> Policy:
+def _wandering(rng: np.random.Generator) -> Policy:
     """Spans geometric in size, of a mean drawn per batch, held for a few frames each."""
     mean, hold, seed = rng.uniform(0.3, 5.0), int(rng.integers(1, 5)), int(rng.integers(2**31))
 
-    def policy(layer: int, batch: int, n_frames: int, most: int) -> Tensor:
+    def policy(layer: int, batch: int, n_frames: int, span: int) -> Tensor:
         own = np.random.default_rng((seed, layer))
         drawn = own.geometric(1 / (1 + mean), (batch, -(-n_frames // hold))) - 1
         return torch.from_numpy(drawn.repeat(hold, axis=1)[:, :n_frames].clip(max=span))
 
     return policy
-
-
-def named(policy: str, layers: int) -> Policy | None:
-    """A control by name: "causal", "layerwise:1,1,0,0", "chunked:9"; None for "adaptive".
-
-    Raises:
-        ValueError: no such policy.
-    """
-    kind, _, sizes = policy.partition(":")
-    numbers = [int(size) for size in sizes.split(",")] if sizes else []
-    if kind == "adaptive" and not numbers:
-        return None
-    if kind == "causal" and not numbers:
-        return layerwise(*[0] * layers)
-    if kind == "layerwise" and len(numbers) == layers:
-        return layerwise(*numbers)
-    if kind == "chunked" and len(numbers) == 1:
-        return chunked(numbers[0])
-    raise ValueError(
-        f"no policy {policy!r}: choose adaptive, causal, chunked:SIZE, or layerwise: and {layers} numbers"
-    )

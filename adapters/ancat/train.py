@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,10 +68,12 @@ class Trainer:
         self.rank, self.world = join_process_group()
         self.device = model.device
         self.mel = LogMel(self.device)
+        if cache is not None:
+            model.trunk.requires_grad_(False)
         self.fixed_policy = None if recipe.policy == "random" else named(recipe.policy, model.dims.layers)
         torch.manual_seed(recipe.seed + self.rank)
-        head = [p for name, p in model.named_parameters() if not name.startswith("trunk.")]
-        trunk = [] if cache else [p for p in model.trunk.parameters() if p.requires_grad]
+        head = list(model.head_parameters())
+        trunk = [p for p in model.trunk.parameters() if p.requires_grad]
         self.weights = [*head, *trunk]
         self.optimizer = torch.optim.AdamW(
             [
@@ -87,7 +90,7 @@ class Trainer:
             self._resume()
 
     def run(
-        self, *, save_every: int = 200, progress: Callable[[int, dict[str, float]], None] = lambda *_: None
+        self, *, save_every: int = 200, progress: Callable[[int, dict[str, Any]], None] = lambda *_: None
     ) -> None:
         """Trains to the last step; an interruption loses at most `save_every` steps."""
         self.model.train()
@@ -151,7 +154,7 @@ class Trainer:
             spec_mask(features, rng)
         return Batch(features, lengths, tokens, n_tokens, seconds)
 
-    def _train_step(self, batch: Batch) -> dict[str, float]:
+    def _train_step(self, batch: Batch) -> dict[str, Any]:
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, self.step, self.rank))
         rate = self._rate()
@@ -183,7 +186,7 @@ class Trainer:
             self.optimizer.step()
         return {
             "rnnt": rnnt.item(), "ctc": ctc.item(), "latency_ms": waited * FEATURE_MS, "price": self.price,
-            "spans": [float(span.float().mean()) for span in schedule.spans],
+            "spans": [_shares(span, batch.lengths, self.model.dims.span) for span in schedule.spans],
             "grad_norm": norm, "rate": rate, "seconds": batch.seconds,
         }  # fmt: skip
 
@@ -196,7 +199,7 @@ class Trainer:
     def _policy(self, rng: np.random.Generator) -> Policy | None:
         if self.recipe.policy != "random":
             return self.fixed_policy
-        return random_policy(rng, self.model.dims.layers, self.model.dims.span)
+        return random_policy(rng, self.model.dims.layers)
 
     def _rate(self) -> float:
         """Share of the peak learning rate: linear warm-up, then a cosine down to a fiftieth."""
@@ -219,6 +222,13 @@ def hard_latency(schedule: Schedule, lengths: Tensor) -> float:
     at = torch.arange(schedule.done.shape[1], device=schedule.done.device)
     real = at < lengths.to(at.device)[:, None]
     return float(((schedule.done - at) * real).sum() / real.sum())
+
+
+def _shares(spans: Tensor, lengths: Tensor, most: int) -> list[float]:
+    """Share of frames with each span, 0 to `most`."""
+    real = torch.arange(spans.shape[1]) < lengths[:, None]
+    counts = torch.bincount(spans.cpu()[real], minlength=most + 1).float()
+    return [round(share, 4) for share in (counts / counts.sum()).tolist()]
 
 
 def _mask_stretches(features: Tensor, lengths: Tensor, rng: np.random.Generator, seconds: float) -> None:

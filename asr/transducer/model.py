@@ -1,7 +1,7 @@
 """A transducer as one module, and its two halves on disk: the trunk that several share, and a head."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from asr.transducer.pieces import Pieces
 from asr.transducer.trunk import Trunk
 
 HEAD, HEAD_CONFIG, PIECES = "head.safetensors", "head.json", "pieces.model"
+_SHARED = "trunk.encoder."
 
 
 class Transducer(nn.Module):
@@ -41,13 +42,17 @@ class Transducer(nn.Module):
     def device(self) -> torch.device:
         return self.ctc.weight.device
 
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """What lies behind the trunk."""
+        return (p for name, p in self.named_parameters() if not name.startswith("trunk."))
+
     def head_state(self) -> dict[str, Tensor]:
-        """All weights but the trunk's."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("trunk.")}
+        """All weights but the trunk's encoder; the mix of its layers belongs to the head's file."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(_SHARED)}
 
     def load_head(self, state: Mapping[str, Tensor]) -> None:
         missing, unexpected = self.load_state_dict(dict(state), strict=False)
-        wrong = [*unexpected, *(name for name in missing if not name.startswith("trunk."))]
+        wrong = [*unexpected, *(name for name in missing if not name.startswith(_SHARED))]
         if wrong:
             raise ValueError(f"the head was made for another model: {wrong[0]}")
 
@@ -62,7 +67,7 @@ def save_head(model: Transducer, directory: Path, facts: Mapping[str, Any]) -> N
 
 
 def load_head(encoder: Encoder, directory: Path) -> Transducer:
-    """The head of `directory` on a trunk made of `encoder`, whose mix of layers belongs to the head's file.
+    """The head of `directory` on a trunk made of `encoder`, with the trunk's adapter merged.
 
     Raises:
         OSError, ValueError: nothing there, or not what it should be.

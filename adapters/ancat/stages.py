@@ -1,0 +1,160 @@
+"""From a manifest to shippable heads: every stage in its own folder, finished ones skipped, broken ones resumed.
+
+OUT/pieces.model      the vocabulary
+OUT/trunk/            stage 0: the trunk's adapter and a first head, from audio
+OUT/features/         the trunk's features of a few augmented draws, since it does not change any more
+OUT/any/              stage 1: the head under random right contexts
+OUT/adaptive-320/     stage 2, one folder a policy: heads that go on from stage 1
+OUT/ancat-NAME/, OUT/ancat-NAME-320/   what is shipped: the trunk's adapter, and a head
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from adapters import lora
+from adapters.ancat.corpus import Clip, Corpus, FeatureCache, learn_pieces, read_clips
+from adapters.ancat.curves import draw_curves
+from adapters.ancat.train import CHECKPOINT, Recipe, Trainer
+from asr.checkpoint import load
+from asr.transducer.encoder import EncoderDims
+from asr.transducer.model import PIECES, Transducer, save_head
+from asr.transducer.pieces import Pieces
+from asr.transducer.trunk import Trunk
+
+#: Called with the stage's name, how much of it is done, how much there is, and a line about it.
+Show = Callable[[str, float, float, str], None]
+
+
+TRUNK = Recipe(steps=1500, batch_seconds=64, warmup=40)
+ANY = Recipe(steps=2000, batch_seconds=96)
+HEAD = Recipe(steps=600, batch_seconds=96, learning_rate=5e-4, warmup=30)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything."""
+
+    base: str = "tiny.en"
+    n_pieces: int = 256
+    hours: float | None = None  # of the manifest, drawn at random; None takes all
+    draws: int = 2  # augmented copies in the cache
+    dropout: float = 0.1
+    trunk: Recipe = TRUNK
+    any: Recipe = ANY
+    head: Recipe = HEAD
+
+
+class Stages:
+    """The stages of one run in one folder.
+
+    Args:
+        careless: folder of the causal Whisper's adapter, with which the trunk begins.
+
+    Raises:
+        ValueError: no clip of the manifest can be used.
+    """
+
+    def __init__(
+        self, manifest: Path, out: Path, careless: Path, plan: Plan, show: Show, device: str = "cpu"
+    ) -> None:
+        self.out, self.careless, self.plan, self.show, self.device = out, careless, plan, show, device
+        self.clips = some(read_clips(manifest), plan.hours)
+        if not self.clips:
+            raise ValueError(f"{manifest} has no transcribed clips of a length that can be used")
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / PIECES).exists():
+            (out / PIECES).write_bytes(learn_pieces(self.clips, plan.n_pieces).model)
+        self.pieces = Pieces.read(out / PIECES)
+        self.corpus = Corpus(self.clips, self.pieces)
+
+    @property
+    def hours(self) -> float:
+        return float(self.corpus.seconds.sum()) / 3600
+
+    @property
+    def trunk_name(self) -> str:
+        return f"ancat-{self.plan.base}"
+
+    def run(self, policies: list[str]) -> list[Path]:
+        """All stages, ending with a head for each policy ("adaptive:320", "causal", "chunked:9", ...)."""
+        self._train("trunk", self.plan.trunk, None)
+        cache = self._features()
+        self._train("any", self.plan.any, cache, start="trunk")
+        return [self._head(policy, cache) for policy in policies]
+
+    def _head(self, policy: str, cache: FeatureCache) -> Path:
+        """Trains and exports one head."""
+        recipe, name = replace(self.plan.head, policy=policy), policy.replace(":", "-").replace(",", "")
+        kind, _, target = policy.partition(":")
+        if kind == "adaptive":
+            recipe = replace(recipe, policy=kind, target_ms=float(target or recipe.target_ms))
+        model = self._train(name, recipe, cache, start="any")
+        folder = self.out / f"{self.trunk_name}-{name.removeprefix('adaptive-')}"
+        facts: dict[str, Any] = {"base": self.plan.base, "trunk": self.trunk_name, "policy": recipe.policy}
+        facts |= {"target_ms": recipe.target_ms} if kind == "adaptive" else {}
+        save_head(model, folder, {**facts, "hours": round(self.hours, 2), "steps": recipe.steps})
+        return folder
+
+    def _train(
+        self, stage: str, recipe: Recipe, cache: FeatureCache | None, start: str | None = None
+    ) -> Transducer:
+        """Runs one stage to its end, and says what came of it."""
+        model, adapted = self._model()
+        if start is not None:
+            saved = torch.load(self.out / start / CHECKPOINT, weights_only=True, map_location=self.device)
+            model.load_state_dict(saved["weights"], strict=False)
+        trainer = Trainer(model, self.corpus, recipe, self.out / stage, cache)
+
+        def after_step(step: int, record: dict[str, float]) -> None:
+            line = f"rnnt {record['rnnt']:.3f}, ctc {record['ctc']:.3f}, {record['latency_ms']:.0f} ms"
+            self.show(stage, step, recipe.steps, line)
+
+        try:
+            trainer.run(progress=after_step)
+        except KeyboardInterrupt:
+            trainer.save()
+            raise
+        draw_curves(self.out / stage)
+        if cache is None:
+            lora.save(adapted, self.out / self.trunk_name, kind=lora.TRUNK)
+        return model
+
+    def _features(self) -> FeatureCache:
+        model, _ = self._model()
+        saved = torch.load(self.out / "trunk" / CHECKPOINT, weights_only=True, map_location=self.device)
+        model.load_state_dict(saved["weights"], strict=False)
+        cache = FeatureCache(self.out / "features", model.trunk.width)
+        total, done = float(self.corpus.seconds.sum()) * (self.plan.draws - cache.draws), 0.0
+
+        def after_batch(seconds: float) -> None:
+            nonlocal done
+            done += seconds
+            self.show("features", done, total, f"{done / 3600:.1f} of {total / 3600:.1f} h")
+
+        cache.write(self.corpus, model.eval().trunk, self.plan.draws, progress=after_batch)
+        return cache
+
+    def _model(self) -> tuple[Transducer, PeftModel]:
+        """A fresh head on a trunk that begins as the causal Whisper's encoder."""
+        base = load(self.plan.base, device=self.device)
+        adapted = lora.attach(base, decoder_rank=0)
+        lora.read(adapted, self.careless, part="encoder")
+        torch.manual_seed(0)
+        dims = EncoderDims(features=2 * base.dims.n_audio_state)
+        model = Transducer(Trunk(base.encoder), self.pieces, dims, self.plan.dropout)
+        return model.to(self.device), adapted
+
+
+def some(clips: list[Clip], hours: float | None) -> list[Clip]:
+    """About `hours` of clips, always the same ones first."""
+    if hours is None:
+        return clips
+    order = np.random.default_rng(0).permutation(len(clips))
+    total = np.cumsum([clips[i].seconds for i in order]) / 3600
+    return [clips[i] for i in order[: int(np.searchsorted(total, hours)) + 1]]
