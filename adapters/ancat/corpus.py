@@ -21,6 +21,10 @@ from asr.transducer.trunk import SAMPLES_PER_FEATURE, Trunk
 
 LONGEST_S, SHORTEST_S = 24.0, 0.8  # of a clip
 FEATURES, INDEX = "features.f16", "features.json"
+FEATURE_S = SAMPLES_PER_FEATURE / SAMPLE_RATE
+IGNORED = -100  # label of frames without a loss
+
+Alignment = dict[str, list[tuple[str, float, float]]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,26 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Audio:
+    """One augmented draw of a clip, whole features long."""
+
+    samples: np.ndarray  # (n,) float32
+    lead_s: float  # of silence before the clip
+    speed: float  # at which it is played
+
+    @property
+    def n_features(self) -> int:
+        return len(self.samples) // SAMPLES_PER_FEATURE
+
+
+@dataclass(frozen=True)
 class Batch:
-    features: Tensor  # (B, T, F)
+    features: Tensor  # (B, T, F), or in the trunk's stage (B, 80, t) log-mel frames
     lengths: Tensor  # (B,) int64
     tokens: Tensor  # (B, U) int64
     n_tokens: Tensor  # (B,) int64
     seconds: float
+    labels: Tensor | None = None  # (B, T) int64, a rough guess of what each frame says; IGNORED where none
 
 
 def read_clips(manifest: Path, folder: Path | None = None) -> list[Clip]:
@@ -78,19 +96,27 @@ def batches(lengths: np.ndarray, most: float, rng: np.random.Generator) -> list[
 
 
 class Corpus:
-    """Clips and their pieces; draws audio, the same (seed, epoch, index) always the same."""
+    """Clips and their pieces; draws audio, the same (seed, epoch, index) always the same.
 
-    def __init__(self, clips: list[Clip], pieces: Pieces, seed: int = 0) -> None:
+    Args:
+        alignment: word times (text, start s, end s) by a clip's audio, for those that have them.
+    """
+
+    def __init__(
+        self, clips: list[Clip], pieces: Pieces, alignment: Alignment | None = None, seed: int = 0
+    ) -> None:
         self.clips = clips
+        self.pieces = pieces
+        self.alignment = alignment or {}
         self.tokens = [pieces.encode(clip.text) for clip in clips]
         self.seconds = np.array([clip.seconds for clip in clips])
         self.seed = seed
         self.augmentation = Augmentation(speed=0.5, noise=0.4, gain_db=(-15.0, 6.0))
 
-    def samples(self, epoch: int, index: int) -> np.ndarray:
-        """One augmented clip with silence around it, whole features long."""
+    def draw(self, epoch: int, index: int) -> Audio:
+        """One augmented clip with silence around it."""
         rng = np.random.default_rng((self.seed, epoch, index))
-        policy = self.augmentation
+        policy, speed = self.augmentation, 1.0
         samples = decoded(self.clips[index].audio).astype(np.float32) / 32768
         if rng.random() < policy.speed:
             speed = rng.uniform(0.88, 1.12)
@@ -101,16 +127,36 @@ class Corpus:
             samples = samples + noise_at(rng, samples, rng.uniform(*policy.snr_db))
         gain = 10 ** (rng.uniform(*policy.gain_db) / 20)
         samples = (samples * gain).clip(-1, 1).astype(np.float32)
-        return samples[: len(samples) // SAMPLES_PER_FEATURE * SAMPLES_PER_FEATURE]
+        whole = len(samples) // SAMPLES_PER_FEATURE * SAMPLES_PER_FEATURE
+        return Audio(samples[:whole], len(lead) / SAMPLE_RATE, speed)
 
-    def audio(self, epoch: int, indices: list[int]) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def padded(drawn: list[Audio]) -> tuple[Tensor, Tensor]:
         """(B, n) samples and (B,) features' worth of them in each row."""
-        drawn = [self.samples(epoch, index) for index in indices]
-        lengths = torch.tensor([len(samples) // SAMPLES_PER_FEATURE for samples in drawn])
-        padded = torch.zeros(len(drawn), int(lengths.max()) * SAMPLES_PER_FEATURE)
-        for row, samples in zip(padded, drawn, strict=True):
-            row[: len(samples)] = torch.from_numpy(samples)
-        return padded, lengths
+        lengths = torch.tensor([audio.n_features for audio in drawn])
+        samples = torch.zeros(len(drawn), int(lengths.max()) * SAMPLES_PER_FEATURE)
+        for row, audio in zip(samples, drawn, strict=True):
+            row[: len(audio.samples)] = torch.from_numpy(audio.samples)
+        return samples, lengths
+
+    def labels(self, indices: list[int], drawn: list[Audio]) -> Tensor:
+        """(B, T) pieces by frame: blank, but in the second half of each piece's share of its word."""
+        rows = [self._labels(index, audio) for index, audio in zip(indices, drawn, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+
+    def _labels(self, index: int, audio: Audio) -> Tensor:
+        words = self.alignment.get(self.clips[index].audio)
+        if words is None:
+            return torch.full((audio.n_features,), IGNORED)
+        labels = torch.full((audio.n_features,), len(self.pieces))
+        for text, start, end in words:
+            pieces = self.pieces.encode(normalise(text))
+            for number, piece in enumerate(pieces):
+                share = (end - start) / len(pieces)
+                times = np.array([start + (number + 0.5) * share, start + (number + 1) * share])
+                first, last = (audio.lead_s + times / audio.speed) / FEATURE_S
+                labels[int(first) : max(int(first), int(last)) + 1] = piece
+        return labels
 
     def targets(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """(B, U) pieces, padded with 0, and (B,) how many."""
@@ -167,7 +213,7 @@ class FeatureCache:
             with (self.directory / FEATURES).open("ab") as out:
                 out.truncate(n_rows * self.width * 2)
                 for indices in batches(corpus.seconds, batch_seconds, np.random.default_rng(epoch)):
-                    audio, lengths = corpus.audio(epoch, indices)
+                    audio, lengths = corpus.padded([corpus.draw(epoch, index) for index in indices])
                     with torch.no_grad(), torch.autocast(mel.device.type, torch.bfloat16):
                         features = trunk(mel.whole(audio.to(mel.device))).half().cpu()
                     for index, row, n in zip(indices, features, lengths.tolist(), strict=True):

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from asr.transducer.schedule import Policy, chunked, layerwise
-from asr.transducer.schedule import named as named
 
 LONGEST_CHUNK = 18
 

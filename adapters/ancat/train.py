@@ -24,13 +24,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adapters.ancat.corpus import Batch, Corpus, FeatureCache, epochs, spec_mask
-from adapters.ancat.losses import ctc_loss, latency, rnnt_loss
-from adapters.ancat.policies import named, random_policy
+from adapters.ancat.losses import ctc_loss, guess_loss, latency, rnnt_loss
+from adapters.ancat.policies import random_policy
 from adapters.train import join_process_group
 from asr.mel import LogMel
 from asr.transducer.encoder import Schedule
 from asr.transducer.model import Transducer
-from asr.transducer.schedule import Policy
+from asr.transducer.schedule import Policy, named
 from asr.transducer.trunk import FEATURE_MS
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -48,6 +48,7 @@ class Recipe:
     trunk_learning_rate: float = 4e-4
     warmup: int = 100
     ctc: float = 0.3  # weight
+    guided: int = 0  # first steps in which frames are also told what the alignment thinks they say
     masked: float = 0.5  # seconds of features masked per 5 s
     price_rate: float = 0.02  # how fast dual ascent moves the price of a frame of latency
     clip_norm: float = 2.0
@@ -145,14 +146,17 @@ class Trainer:
         tokens, n_tokens = self.corpus.targets(indices)
         seconds = float(self.corpus.seconds[indices].sum())
         rng = np.random.default_rng((self.recipe.seed, epoch, indices[0]))
+        labels = None
         if self.cache is not None:
             features, lengths = self.cache.read(epoch, indices)
             _mask_stretches(features, lengths, rng, self.recipe.masked)
         else:
-            audio, lengths = self.corpus.audio(epoch, indices)
-            features = self.mel.whole(audio.to(self.device))
+            drawn = [self.corpus.draw(epoch, index) for index in indices]
+            samples, lengths = self.corpus.padded(drawn)
+            features = self.mel.whole(samples.to(self.device))
             spec_mask(features, rng)
-        return Batch(features, lengths, tokens, n_tokens, seconds)
+            labels = self.corpus.labels(indices, drawn)
+        return Batch(features, lengths, tokens, n_tokens, seconds, labels)
 
     def _train_step(self, batch: Batch) -> dict[str, Any]:
         recipe = self.recipe
@@ -171,9 +175,12 @@ class Trainer:
                 tokens,
                 n_tokens.to(self.device),
             )
-            ctc = ctc_loss(self.model.ctc(frames), batch.lengths, tokens, n_tokens)
+            logits = self.model.ctc(frames)
+            ctc = ctc_loss(logits, batch.lengths, tokens, n_tokens)
         waited = hard_latency(schedule, batch.lengths)
         loss = rnnt + recipe.ctc * ctc
+        if batch.labels is not None and self.step < recipe.guided:
+            loss = loss + guess_loss(logits, batch.labels.to(self.device))
         if recipe.policy == "adaptive":
             loss = loss + self.price * latency(schedule.rights, batch.lengths)
             aim = recipe.target_ms / FEATURE_MS

@@ -4,6 +4,7 @@ After ANCAT (Strimel et al., "Lookahead When It Matters", ICML 2023, arXiv 2305.
 working-out of it. Spans and latencies count frames of 40 ms.
 """
 
+import re
 from typing import Protocol
 
 import torch
@@ -94,6 +95,28 @@ def chunked(size: int) -> Policy:
         return ahead.clamp(max=span).expand(batch, -1)
 
     return policy
+
+
+def named(policy: str, layers: int) -> Policy | None:
+    """A control by name: "causal", "layerwise:1,1,0,0", "chunked:9"; None for "adaptive".
+
+    Raises:
+        ValueError: no such policy.
+    """
+    kind, _, sizes = policy.partition(":")
+    numbers = [int(size) for size in sizes.split(",")] if re.fullmatch(r"\d+(,\d+)*", sizes) else []
+    match kind, numbers:
+        case "adaptive", [] if not sizes:
+            return None
+        case "causal", [] if not sizes:
+            return layerwise(*[0] * layers)
+        case "layerwise", [_, *_] if len(numbers) == layers:
+            return layerwise(*numbers)
+        case "chunked", [size] if size:
+            return chunked(size)
+    raise ValueError(
+        f"no policy {policy!r}: choose adaptive, causal, chunked:SIZE, or layerwise: and {layers} numbers"
+    )
 
 
 def completion(spans: list[Tensor], lengths: Tensor) -> Tensor:

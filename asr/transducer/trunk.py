@@ -42,7 +42,7 @@ class Trunk(nn.Module):
     """
 
     stride = 2 * STACK  # mel frames per feature
-    lookahead = 2  # mel frames
+    lookahead = 1  # mel frames
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -58,8 +58,7 @@ class Trunk(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """(B, 80, t) -> (B, t // 4, width): what `step` gives, padding conv edges with nothing at the end."""
-        x = self.encoder.embed(mel)
-        x = x[:, : x.shape[1] // STACK * STACK]
+        x = self.encoder.embed(mel)[:, : mel.shape[2] // self.stride * STACK]
         pair = torch.arange(x.shape[1], device=x.device) // STACK
         mask = pair[None, :] <= pair[:, None]
         layers = []
