@@ -43,6 +43,18 @@ def ctc_loss(logits: Tensor, lengths: Tensor, tokens: Tensor, n_tokens: Tensor) 
     return losses.sum() / n_tokens.sum()
 
 
+def guess_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of frames with a rough alignment: it gets CTC and RNN-T off the plateau they begin on.
+
+    Args:
+        logits: (B, T, V)
+        labels: (B, T), -100 for frames that nothing is known of.
+    """
+    known = labels.numel() - int((labels == -100).sum())
+    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+    return losses / max(1, known)
+
+
 def latency(rights: list[Tensor], lengths: Tensor) -> Tensor:
     """Mean latency in frames, differentiable; equal to the true one where masks are straight-through."""
     done = soft_completion(rights)

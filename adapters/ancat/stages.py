@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 
 from adapters import lora
+from adapters.align import ALIGNED, read_aligned
 from adapters.ancat.corpus import Clip, Corpus, FeatureCache, learn_pieces, read_clips
 from adapters.ancat.curves import draw_curves
 from adapters.ancat.train import CHECKPOINT, Recipe, Trainer
@@ -31,7 +32,7 @@ from asr.transducer.trunk import Trunk
 Show = Callable[[str, float, float, str], None]
 
 
-TRUNK = Recipe(steps=1500, batch_seconds=64, warmup=40)
+TRUNK = Recipe(steps=1500, batch_seconds=64, warmup=40, guided=400)
 ANY = Recipe(steps=2000, batch_seconds=96)
 HEAD = Recipe(steps=600, batch_seconds=96, learning_rate=5e-4, warmup=30)
 
@@ -55,13 +56,21 @@ class Stages:
 
     Args:
         careless: folder of the causal Whisper's adapter, with which the trunk begins.
+        aligned: folder that `align` wrote, with which the first steps are guided.
 
     Raises:
         ValueError: no clip of the manifest can be used.
     """
 
     def __init__(
-        self, manifest: Path, out: Path, careless: Path, plan: Plan, show: Show, device: str = "cpu"
+        self,
+        manifest: Path,
+        out: Path,
+        careless: Path,
+        plan: Plan,
+        show: Show,
+        aligned: Path | None = None,
+        device: str = "cpu",
     ) -> None:
         self.out, self.careless, self.plan, self.show, self.device = out, careless, plan, show, device
         self.clips = some(read_clips(manifest), plan.hours)
@@ -71,7 +80,8 @@ class Stages:
         if not (out / PIECES).exists():
             (out / PIECES).write_bytes(learn_pieces(self.clips, plan.n_pieces).model)
         self.pieces = Pieces.read(out / PIECES)
-        self.corpus = Corpus(self.clips, self.pieces)
+        words = {c.audio: c.words for c in read_aligned(aligned / ALIGNED) if c.words} if aligned else {}
+        self.corpus = Corpus(self.clips, self.pieces, words)
 
     @property
     def hours(self) -> float:
