@@ -164,8 +164,10 @@ class Trainer:
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
+        policy = self._policy(rng)
+        torch.manual_seed(int(rng.integers(2**31)))  # for dropout, so that a resumed run draws the same
         with torch.autocast(self.device.type, torch.bfloat16):
-            frames, schedule = self._encode(batch, self._policy(rng))
+            frames, schedule = self._encode(batch, policy)
             tokens, n_tokens = batch.tokens.to(self.device), batch.n_tokens
             rnnt = rnnt_loss(
                 self.model.joiner,
