@@ -6,6 +6,7 @@ is lost at the end: whoever feeds a decoder also flushes it.
 
 import logging
 from collections.abc import Iterator
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
@@ -29,6 +30,17 @@ logger = logging.getLogger(__name__)
 
 class AudioError(ValueError):
     """Audio that cannot be used; the message is one line and says what to do."""
+
+
+class Recording(BytesIO):
+    """The bytes of an audio file in memory; as text, what its owner calls it."""
+
+    def __init__(self, data: bytes, title: str) -> None:
+        super().__init__(data)
+        self.title = title
+
+    def __str__(self) -> str:
+        return self.title
 
 
 class Downmix:
@@ -75,7 +87,7 @@ def read_audio(path: str | PathLike[str]) -> Samples:
     return np.concatenate(list(stream_audio(path)))
 
 
-def stream_audio(path: str | PathLike[str], block_seconds: float = 1.0) -> Iterator[Samples]:
+def stream_audio(path: str | PathLike[str] | Recording, block_seconds: float = 1.0) -> Iterator[Samples]:
     """The file's audio as 16 kHz mono, in blocks of about `block_seconds`, however long the file.
 
     Reads WAV, FLAC, Ogg and MP3 of any rate and channel count. Of a truncated file it gives what there is,
@@ -186,15 +198,16 @@ class _ForwardFile(soundfile.SoundFile):
         return False
 
 
-def _open(path: str | PathLike[str]) -> _ForwardFile:
+def _open(path: str | PathLike[str] | Recording) -> _ForwardFile:
     """The file, ready to be read, or an AudioError that says why not."""
-    where = Path(path)
-    if where.is_dir():
+    where = Path(str(path))
+    held = isinstance(path, Recording)
+    if not held and where.is_dir():
         raise AudioError(f"{path} is a folder: name one audio file in it")
     try:
-        if not where.stat().st_size:
+        if not (len(path.getbuffer()) if isinstance(path, Recording) else where.stat().st_size):
             raise AudioError(f"{path} is empty: record or copy it again")
-        return _ForwardFile(where)
+        return _ForwardFile(path if held else where)
     except FileNotFoundError:
         raise AudioError(f"{path} does not exist: check the path") from None
     except OSError as error:

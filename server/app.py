@@ -15,23 +15,33 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from server.config import Settings
-from server.connection import Connection
+from server.connection import Connection, Conversation
 from server.dialects import Dialect, Terms
+from server.dialects.deepgram import Deepgram
 from server.dialects.native import Native
+from server.dialects.realtime import OpenAi, Realtime
+from server.dialects.vosk import Vosk
 from server.door import AdmissionError, check
 from server.log import configure_logging
 from server.metrics import Metrics
 from server.page import page_routes
+from server.transcriptions import Upload
 from server.worker import Worker
 from streaming.events import Fault
 
 if TYPE_CHECKING:
     from streaming.engine import Engine
 
-DIALECTS: dict[str, type[Dialect]] = {"/v1/stream": Native}
+DIALECTS: dict[str, type[Dialect]] = {
+    "/v1/stream": Native,
+    "/v1/listen": Deepgram,
+    "/v1/realtime": Realtime,
+    "/vosk": Vosk,
+}
 RECEIVE_BUFFER_BYTES = 2**18  # in the kernel: 8 s of 16 kHz s16le that a throttled client has sent ahead
 SEND_BUFFER_BYTES = 2**16  # in the kernel: hundreds of messages that a client has not read
 SILENT_PEER_MS = 30_000  # then the kernel gives up a peer that acknowledges nothing, or never reads
@@ -60,7 +70,7 @@ class House:
             prompt=settings.prompt,
             hotwords=settings.hotwords,
         )
-        self.connections: set[Connection] = set()
+        self.connections: set[Conversation] = set()
         self.draining = False
         self.metrics.watch(
             sessions=lambda: len(self.connections),
@@ -81,9 +91,8 @@ class House:
         try:
             connection = self._admit(client, dialect_type)
         except AdmissionError as refusal:
-            self.metrics.errors.labels(refusal.code).inc()
-            log.warning("refused, %s: %s", refusal.code, refusal)
-            await refusal.tell(client)
+            self._note(refusal)
+            await refusal.tell(client, dialect_type)
             return
         self.connections.add(connection)
         try:
@@ -91,20 +100,47 @@ class House:
         finally:
             self.connections.discard(connection)
 
+    async def transcribe(self, request: Request) -> ASGIApp:
+        """One uploaded file, from the door to its answer."""
+        try:
+            check(request, self.settings, OpenAi)
+            self._check_room()
+        except AdmissionError as refusal:
+            self._note(refusal)
+            return refusal.response(OpenAi)
+        upload = Upload(self.worker.engine, self.settings, self.terms, self.metrics)
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            self.connections.add(upload)
+            try:
+                await upload(scope, receive, send)
+            finally:
+                self.connections.discard(upload)
+
+        return answer
+
     def _admit(self, client: WebSocket, dialect_type: type[Dialect]) -> Connection:
         """Raises AdmissionError."""
-        check(client, self.settings)
+        check(client, self.settings, dialect_type)
         try:
             dialect = dialect_type.parse(client.query_params, self.terms)
         except ValueError as error:
             raise AdmissionError(400, "bad_request", str(error)) from error
+        self._check_room()
+        return Connection(client, dialect, self.worker.engine, self.settings, self.metrics)
+
+    def _check_room(self) -> None:
+        """Raises AdmissionError."""
         if self.draining:
             raise AdmissionError(
                 503, "draining", "the server is ending: connect to another, or try again in a few seconds"
             )
         if self.free_slots <= 0:
             raise AdmissionError(503, "full", "every slot is taken: try again in a few seconds")
-        return Connection(client, dialect, self.worker.engine, self.settings, self.metrics)
+
+    def _note(self, refusal: AdmissionError) -> None:
+        self.metrics.errors.labels(refusal.code).inc()
+        log.warning("refused, %s: %s", refusal.code, refusal)
 
     async def drain(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """Takes no one in and lets every conversation finish, for drain_timeout_s or until `hurry`."""
@@ -163,6 +199,7 @@ def create_app(engine: "Engine", settings: Settings) -> Starlette:
     app = Starlette(
         routes=[
             *(WebSocketRoute(path, conversation(dialect_type)) for path, dialect_type in DIALECTS.items()),
+            Route("/v1/audio/transcriptions", house.transcribe, methods=["POST"]),
             Route("/healthz", house.healthz),
             Route("/readyz", house.readyz),
             Route("/metrics", house.show_metrics),

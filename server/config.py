@@ -35,6 +35,8 @@ class Settings(BaseSettings):
 
     max_frame_bytes: int = Field(2**20, ge=1024)
     max_backlog_s: float = Field(5.0, gt=0)  # audio not yet decoded, per session; then its socket is not read
+    max_upload_bytes: int = Field(25 * 2**20, ge=1024)  # a file over HTTP
+    max_upload_s: float = Field(3 * 3600.0, gt=0)  # of audio in it, however small it is
     max_unsent_events: int = Field(256, ge=1)  # messages the client has not taken, per session
     idle_timeout_s: float = Field(10.0, gt=0)  # without audio or keepalive
     drain_timeout_s: float = Field(10.0, ge=0)  # for open sessions to finish when the server ends

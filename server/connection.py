@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -26,6 +26,28 @@ if TYPE_CHECKING:
     from streaming.engine import Engine
 
 FAREWELL_S = 5.0  # for the last frames to leave, when the client does not read
+
+
+class Conversation(Protocol):
+    """A client that the server has let in, whatever it speaks over."""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it may yet open its session, for which a slot is kept."""
+
+    @property
+    def backlog_s(self) -> float:
+        """Audio received and not yet decoded."""
+
+    @property
+    def queue_age_s(self) -> float:
+        """How long the oldest undecoded audio has waited."""
+
+    def leave(self, code: int, why: str) -> None:
+        """Ends the conversation well: what was heard is finished first."""
+
+    def fail(self, fault: Fault) -> None:
+        """Ends the conversation at once: the client is told, the slot is free."""
 
 
 class Connection:
@@ -70,7 +92,8 @@ class Connection:
 
     async def run(self) -> None:
         """Accepts the socket and serves it to the end; whatever happens, the slot is free afterwards."""
-        await self._socket.accept()
+        wanted = self._socket.scope.get("subprotocols", [])
+        await self._socket.accept(next((name for name in wanted if name in self._dialect.subprotocols), None))
         self._log.info("open")
         self._carry_out(self._dialect.greet(self.id))
         reader, writer, closing = (

@@ -8,7 +8,8 @@ from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket
 
 from server.config import Settings
-from server.dialects import Close
+from server.dialects import Admission, Close
+from server.dialects.native import Native
 
 RETRY_AFTER_S = 5
 
@@ -21,46 +22,37 @@ class AdmissionError(Exception):
         self.status = status
         self.code = code
 
-    def response(self) -> JSONResponse:
-        body = {"type": "error", "code": self.code, "message": str(self), "fatal": True}
-        return JSONResponse(
-            body, self.status, {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else None
-        )
+    def response(self, admission: type[Admission] = Native) -> JSONResponse:
+        """The refusal in the words of the client's protocol."""
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else None
+        return JSONResponse(admission.refusal(self.code, str(self)), self.status, headers)
 
-    async def tell(self, socket: WebSocket) -> None:
+    async def tell(self, socket: WebSocket, admission: type[Admission]) -> None:
         """Refuses the upgrade; where ASGI cannot say why, accepts it and says so in a close frame."""
         if "websocket.http.response" in socket.scope.get("extensions", {}):
-            await socket.send_denial_response(self.response())
+            await socket.send_denial_response(self.response(admission))
         else:
             close = Close(1013 if self.status == 503 else 1008, str(self))
             await socket.accept()
             await socket.close(close.code, close.reason)
 
 
-def check(request: HTTPConnection, settings: Settings) -> None:
+def check(request: HTTPConnection, settings: Settings, admission: type[Admission] = Native) -> None:
     """Raises AdmissionError for a wrong key (401) or a browser's foreign origin (403)."""
     origin = request.headers.get("origin")
     if origin is not None and not origin_allowed(origin, request.headers.get("host", ""), settings.origins):
         raise AdmissionError(
             403, "bad_origin", f"origin {origin[:60]!r} is not allowed: add it to ASR_STREAM_ORIGINS"
         )
-    if settings.api_key is not None and not key_matches(
-        given_key(request), settings.api_key.get_secret_value()
-    ):
-        raise AdmissionError(
-            401, "bad_key", "a valid key is needed: query token=KEY, or header Authorization: Bearer KEY"
-        )
+    if settings.api_key is not None:
+        given = admission.key(request.headers, request.query_params)
+        if not key_matches(given, settings.api_key.get_secret_value()):
+            raise AdmissionError(401, "bad_key", f"a valid key is needed: {admission.key_place}")
 
 
 def origin_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
     """Whether a page of `origin` may connect: our own pages always, others if they are listed."""
     return "*" in allowed or origin in allowed or urlsplit(origin).netloc == host
-
-
-def given_key(request: HTTPConnection) -> str:
-    """The key that the client shows; empty if none."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else request.query_params.get("token", "")
 
 
 def key_matches(given: str, key: str) -> bool:

@@ -5,14 +5,25 @@ The connection (server/connection.py) carries its steps out in order. A new prot
 `Dialect` and one line in the table of server/app.py.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self, TypeGuard
 
 from streaming.events import Event, Fault
 from streaming.session import DEFAULT_DELAY_MS, SessionOptions
 
 CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125 bytes, two of them the code
+CLOSE_CODES = {  # by the code of a fatal Fault; anything else is the server's own trouble, 1011
+    "draining": 1001,
+    "bad_type": 1003,
+    "bad_text": 1007,
+    "bad_audio": 1007,
+    "bad_order": 1008,
+    "slow_reader": 1008,
+    "too_big": 1009,
+    "full": 1013,
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,11 @@ class Close:
     code: int
     why: str
 
+    @classmethod
+    def after(cls, fault: Fault) -> "Close":
+        """The close that ends a conversation with a fatal fault."""
+        return cls(CLOSE_CODES.get(fault.code, 1011), fault.message)
+
     @property
     def reason(self) -> str:
         """`why`, cut to what a close frame can carry."""
@@ -78,9 +94,32 @@ class Terms:
     prompt: str = ""
     hotwords: tuple[str, ...] = ()
 
+    def options(self) -> dict[str, Any]:
+        """The part of SessionOptions that a server sets, for a client to override."""
+        names = ("chunk_ms", "delay_ms", "final_pass", "beam", "prompt", "hotwords")
+        return {name: getattr(self, name) for name in names}
 
-class Dialect(Protocol):
+
+class Admission(Protocol):
+    """How clients of a protocol show their key, and how they are told that they may not come in."""
+
+    key_place: ClassVar[str]
+    """Where the key goes, to be told to who comes without."""
+
+    @staticmethod
+    def key(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
+        """The key that the request shows, empty if none; names of headers are in lower case."""
+
+    @staticmethod
+    def refusal(code: str, message: str) -> dict[str, object]:
+        """The JSON body of the HTTP answer that refuses a client."""
+
+
+class Dialect(Admission, Protocol):
     """The state of one conversation in one wire protocol."""
+
+    subprotocols: ClassVar[tuple[str, ...]]
+    """WebSocket subprotocols that the server agrees to, where a client offers one."""
 
     @classmethod
     def parse(cls, query: Mapping[str, str], terms: Terms) -> Self:
@@ -90,7 +129,7 @@ class Dialect(Protocol):
         """The socket is open; `session` names the conversation, here and in the logs."""
 
     def receive(self, frame: str | bytes) -> list[Step]:
-        """A frame came. Never raises: the client's mistakes are fatal Faults."""
+        """A frame came. Never raises: the client's mistakes are Faults, fatal where the protocol says so."""
 
     def render(self, event: Event) -> list[Step]:
         """The session (or the server: a Fault) said this; ends with Close after Closed or a fatal Fault."""
@@ -100,3 +139,64 @@ class Dialect(Protocol):
 
     def leave(self, code: int, why: str) -> list[Step]:
         """The server wants to end: finish the session, and when it is Closed, close with `code` and `why`."""
+
+
+@dataclass
+class Lifecycle:
+    """What every dialect does alike: the session is opened once, finished once, and the socket closed after."""
+
+    options: SessionOptions
+    opened: bool = field(default=False, init=False)
+    finished: bool = field(default=False, init=False)
+    farewell: Close = field(default=Close(1000, "done"), init=False)
+
+    def open(self) -> list[Step]:
+        """The call that opens the session, the first time."""
+        if self.opened:
+            return []
+        self.opened = True
+        return [Open(self.options)]
+
+    def finish(self) -> list[Step]:
+        self.finished = True
+        return [*self.open(), Finish()]
+
+    def leave(self, code: int, why: str) -> list[Step]:
+        self.farewell = Close(code, why)
+        return [] if self.finished else self.finish()
+
+
+def authorization(headers: Mapping[str, str], *schemes: str) -> str:
+    """The credentials of an Authorization header of one of these schemes (lower case); empty if there are none."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() in schemes else ""
+
+
+def offered(headers: Mapping[str, str]) -> list[str]:
+    """The WebSocket subprotocols that a client offers, in which browsers must hide their key."""
+    return [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
+
+
+def json_object(frame: str) -> dict[str, Any]:
+    """A text frame that must hold a JSON object; ValueError with one line for the client."""
+    try:
+        value = json.loads(frame)
+    except (ValueError, RecursionError):
+        raise ValueError("a text frame must be JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError("a text frame must be a JSON object")
+    return value
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a string that can be encoded: JSON can escape halves of characters, which cannot."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def plain(word: str) -> str:
+    """A word without capitals and the punctuation around it; one that is nothing else stays."""
+    first = next((i for i, char in enumerate(word) if char.isalnum()), None)
+    if first is None:
+        return word
+    last = max(i for i, char in enumerate(word) if char.isalnum())
+    return word[first : last + 1].lower()

@@ -10,22 +10,21 @@ is opened at the first audio, finalize or close, so that a resume before it can 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from server.dialects import Audio, Close, Finalize, Finish, Open, Send, Step, Terms
+from server.dialects import (
+    Audio,
+    Close,
+    Finalize,
+    Lifecycle,
+    Send,
+    Step,
+    Terms,
+    authorization,
+)
 from streaming.events import Closed, Event, Fault, Final, Partial
 from streaming.session import SessionOptions
 
-CLOSE_CODES = {  # by the code of a fatal Fault; anything else is the server's own trouble, 1011
-    "draining": 1001,
-    "bad_type": 1003,
-    "bad_text": 1007,
-    "bad_audio": 1007,
-    "bad_order": 1008,
-    "slow_reader": 1008,
-    "too_big": 1009,
-    "full": 1013,
-}
 NUMBERS = ("chunk_ms", "delay_ms", "sample_rate", "channels", "beam")
 FLAGS = ("words", "interim", "progress")
 TEXTS = ("model", "language", "encoding", "final_pass", "token", "prompt", "hotwords", "hotword_boost")
@@ -40,18 +39,25 @@ MAX_RESUME_MS = 10**12  # 31 years
 
 
 @dataclass
-class Native:
+class Native(Lifecycle):
     """One conversation in the native protocol."""
 
-    options: SessionOptions
+    subprotocols: ClassVar[tuple[str, ...]] = ()
+    key_place: ClassVar[str] = "query token=KEY, or header Authorization: Bearer KEY"
+
     terms: Terms
     words: bool = False
     interim: bool = True
     reports: bool = False  # progress for every decoded chunk
-    opened: bool = field(default=False, init=False)
-    finished: bool = field(default=False, init=False)
     reported_ms: int = field(default=0, init=False)
-    farewell: Close = field(default=Close(1000, "done"), init=False)
+
+    @staticmethod
+    def key(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
+        return authorization(headers, "bearer") or query.get("token", "")
+
+    @staticmethod
+    def refusal(code: str, message: str) -> dict[str, object]:
+        return {"type": "error", "code": code, "message": message, "fatal": True}
 
     @classmethod
     def parse(cls, query: Mapping[str, str], terms: Terms) -> "Native":
@@ -65,11 +71,7 @@ class Native:
             raise ValueError(f"model {query['model']!r} is not served here: use {terms.model}")
         numbers = {name: _number(name, query[name]) for name in NUMBERS if name in query}
         texts = {name: query[name] for name in ("encoding", "final_pass", "prompt") if name in query}
-        options: dict[str, Any] = {
-            name: getattr(terms, name)
-            for name in ("chunk_ms", "delay_ms", "final_pass", "beam", "prompt", "hotwords")
-        }
-        options |= numbers | texts
+        options: dict[str, Any] = terms.options() | numbers | texts
         if "hotwords" in query:
             options["hotwords"] = tuple(query["hotwords"].split(","))
         if "hotword_boost" in query:
@@ -107,7 +109,7 @@ class Native:
         if self.finished:
             return []
         if isinstance(frame, bytes):
-            return [*self._open(), Audio(frame)] if frame else []
+            return [*self.open(), Audio(frame)] if frame else []
         try:
             message = json.loads(frame)
         except (ValueError, RecursionError):
@@ -118,9 +120,9 @@ class Native:
             case "keepalive":
                 return []
             case "finalize":
-                return [*self._open(), Finalize()]
+                return [*self.open(), Finalize()]
             case "close":
-                return self._finish()
+                return self.finish()
             case "resume":
                 return self._resume(message.get("audio_ms"))
             case "start":
@@ -146,7 +148,7 @@ class Native:
                 return [self._event("closed", event), self.farewell]
             case Fault(fatal=True):
                 self.finished = True
-                return [self._event("error", event), Close(CLOSE_CODES.get(event.code, 1011), event.message)]
+                return [self._event("error", event), Close.after(event)]
             case Fault():
                 return [self._event("error", event)]
         return [self._event("endpoint", event)]
@@ -156,21 +158,6 @@ class Native:
             return []
         self.reported_ms = audio_ms
         return [_message("progress", audio_ms=audio_ms)]
-
-    def leave(self, code: int, why: str) -> list[Step]:
-        self.farewell = Close(code, why)
-        return [] if self.finished else self._finish()
-
-    def _open(self) -> list[Step]:
-        """The call that opens the session, the first time."""
-        if self.opened:
-            return []
-        self.opened = True
-        return [Open(self.options)]
-
-    def _finish(self) -> list[Step]:
-        self.finished = True
-        return [*self._open(), Finish()]
 
     def _resume(self, audio_ms: object) -> list[Step]:
         if not isinstance(audio_ms, int) or isinstance(audio_ms, bool) or not 0 <= audio_ms <= MAX_RESUME_MS:

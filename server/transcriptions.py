@@ -1,0 +1,253 @@
+"""Files over HTTP: an upload takes a slot and runs as one session like any other, as fast as its turns come.
+
+The file is decoded a second at a time, never further ahead of the model than a client on a socket may be, so that a
+small file that holds days of audio costs no memory.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from asr.audio import AudioError, Recording, Samples, stream_audio
+from server.config import Settings
+from server.dialects import Terms, transcription
+from server.dialects.realtime import OpenAi
+from server.dialects.transcription import Wish
+from server.door import AdmissionError
+from server.log import session_log
+from server.metrics import Metrics
+from streaming.events import Closed, Event, Fault, Final
+from streaming.session import Full, Session
+
+if TYPE_CHECKING:
+    from streaming.engine import Engine
+
+FORM_BYTES = 2**16  # beside the file: a prompt, and what separates the parts
+STATUS = {"bad_audio": 400, "full": 503, "draining": 503}  # by the code of a Fault; else 500
+NAME_CHARACTERS = 60
+
+
+class Upload:
+    """The conversation of one client that sends a file: an ASGI app, called once."""
+
+    def __init__(self, engine: "Engine", settings: Settings, terms: Terms, metrics: Metrics) -> None:
+        self.id = uuid4().hex[:12]
+        self.awaited = True  # it may yet open its session, for which a slot is kept
+        self.queue_age_s = 0.0  # its audio waits because it came at once, not because the server is slow
+        self._engine = engine
+        self._settings = settings
+        self._terms = terms
+        self._metrics = metrics
+        self._log = session_log(self.id)
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()  # the session has something to say, or the server wants to end
+        self._session: Session | None = None
+        self._fault: Fault | None = None
+
+    @property
+    def backlog_s(self) -> float:
+        """Audio decoded from the file and not yet by the model."""
+        return self._session.backlog_ms / 1000 if self._session is not None else 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads the form, answers it, and frees the slot, whatever happens."""
+        self._log.info("upload")
+        try:
+            response = await self._respond(Request(scope, self._bounded(receive)), receive)
+            if response is not None:
+                await response(scope, receive, send)
+        finally:
+            self.awaited = False
+            if self._session is not None and not self._session.closed:
+                self._session.abort()
+            self._log.info("gone")
+
+    def leave(self, code: int, why: str) -> None:
+        """What is being transcribed may be finished; a file that has not come yet is refused."""
+        if self.awaited:
+            self.fail(Fault("draining", why, fatal=True))
+
+    def fail(self, fault: Fault) -> None:
+        """Ends it at once: the client is told."""
+        self._fault = fault
+        self._woken.set()
+
+    async def _respond(self, request: Request, receive: Receive) -> Response | None:
+        """The answer; None for a client that has gone."""
+        try:
+            wish, recording = await self._read(request)
+            self._session = self._open(wish)
+        except AdmissionError as refusal:
+            return self._refuse(refusal)
+        except ClientDisconnect:
+            return None
+        events = self._listen(self._session, recording)
+        if wish.stream:
+            return StreamingResponse(_stream(wish, events), media_type="text/event-stream")
+        answering = asyncio.create_task(self._answer(wish, events))
+        leaving = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return answering.result() if answering.done() else None
+        finally:
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    async def _answer(self, wish: Wish, events: AsyncIterator[Event]) -> Response:
+        finals: list[Final] = []
+        async for event in events:
+            match event:
+                case Final():
+                    finals.append(event)
+                case Closed(audio_ms):
+                    text, media_type = transcription.body(wish, finals, audio_ms / 1000)
+                    return Response(text, media_type=media_type)
+                case Fault(code, message, fatal=True):
+                    return AdmissionError(STATUS.get(code, 500), code, message).response(OpenAi)
+        raise AssertionError("events end with Closed or a fatal fault")
+
+    def _refuse(self, refusal: AdmissionError) -> Response:
+        self._metrics.errors.labels(refusal.code).inc()
+        self._log.warning("refused, %s: %s", refusal.code, refusal)
+        return refusal.response(OpenAi)
+
+    # -- the file
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """`receive`, but it raises AdmissionError where too much comes, or nothing for too long."""
+        limit, n_bytes = self._settings.max_upload_bytes, 0
+
+        async def bounded() -> Message:
+            nonlocal n_bytes
+            try:
+                async with asyncio.timeout(self._settings.idle_timeout_s):
+                    message = await receive()
+            except TimeoutError:
+                raise AdmissionError(408, "idle", "the file stopped coming: send it again") from None
+            if self._fault is not None:
+                raise AdmissionError(503, self._fault.code, self._fault.message)
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > limit + FORM_BYTES:
+                raise self._too_big()
+            return message
+
+        return bounded
+
+    async def _read(self, request: Request) -> tuple[Wish, Recording]:
+        """Raises AdmissionError."""
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._settings.max_upload_bytes + FORM_BYTES:
+            raise self._too_big()
+        try:
+            async with request.form(max_files=1, max_part_size=FORM_BYTES) as form:
+                file = form.get("file")
+                if not isinstance(file, UploadFile):
+                    raise AdmissionError(
+                        400, "bad_request", "send multipart/form-data with the audio as a part named file"
+                    )
+                data = await file.read()
+                fields = defaultdict(list)
+                for name, value in form.multi_items():
+                    if isinstance(value, str):
+                        fields[name].append(value)
+        except (HTTPException, LookupError, ValueError) as error:  # of headers, charsets and encodings
+            why = error.detail if isinstance(error, HTTPException) else error
+            raise AdmissionError(400, "bad_request", f"the form cannot be read: {why}") from None
+        if len(data) > self._settings.max_upload_bytes:
+            raise self._too_big()
+        try:
+            return Wish.parse(fields, self._terms), Recording(data, _name(file.filename))
+        except ValueError as error:
+            raise AdmissionError(400, "bad_request", str(error)) from None
+
+    def _too_big(self) -> AdmissionError:
+        limit = self._settings.max_upload_bytes
+        return AdmissionError(
+            413, "too_big", f"files hold at most {limit} bytes: send a piece at a time, or compressed"
+        )
+
+    # -- its session
+
+    def _open(self, wish: Wish) -> Session:
+        """Raises AdmissionError."""
+        try:
+            if self._fault is None:
+                return self._engine.open(wish.options, notify=self._notify)
+            raise AdmissionError(503, self._fault.code, self._fault.message)
+        except Full:
+            raise AdmissionError(503, "full", "no free slot: try again in a few seconds") from None
+        finally:
+            self.awaited = False
+
+    def _notify(self) -> None:
+        """Called in the engine's threads."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def _listen(self, session: Session, recording: Recording) -> AsyncIterator[Event]:
+        """The events of the file, up to Closed or a fatal fault."""
+        blocks: Iterator[Samples] | None = stream_audio(recording)
+        while True:
+            self._woken.clear()
+            try:
+                if blocks is not None and not await self._feed(session, blocks):
+                    blocks = None
+                    session.finish()
+            except AudioError as error:
+                self._fault = Fault("bad_audio", str(error), fatal=True)
+            for event in session.events() if self._fault is None else [self._fault]:
+                if isinstance(event, Fault):
+                    self._metrics.errors.labels(event.code).inc()
+                    self._log.warning("%s: %s", event.code, event.message)
+                yield event
+                if isinstance(event, Closed) or (isinstance(event, Fault) and event.fatal):
+                    return
+            await self._woken.wait()
+
+    async def _feed(self, session: Session, blocks: Iterator[Samples]) -> bool:
+        """Gives the session audio up to its limit; whether there may be more. Raises AudioError."""
+        longest_s = self._settings.max_upload_s
+        while session.backlog_ms <= self._settings.max_backlog_s * 1000 and self._fault is None:
+            samples = await asyncio.to_thread(next, blocks, None)
+            if samples is None:
+                return False
+            session.receive_samples(samples)
+            if session.decoded_ms + session.backlog_ms > longest_s * 1000:
+                raise AudioError(f"files last at most {longest_s:g} s: send a piece at a time")
+        return True
+
+
+async def _stream(wish: Wish, events: AsyncIterator[Event]) -> AsyncIterator[str]:
+    """Server-sent events: utterances as they become final, then the whole."""
+    finals: list[Final] = []
+    async for event in events:
+        match event:
+            case Final():
+                yield transcription.delta(wish, event, first=not finals)
+                finals.append(event)
+            case Closed():
+                yield transcription.done(wish, finals)
+            case Fault(fatal=True):
+                yield transcription.failed(event)
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _name(filename: str | None) -> str:
+    """What a client calls its file, fit for one line."""
+    printable = "".join(filter(str.isprintable, filename or ""))
+    return printable[-NAME_CHARACTERS:] or "the file"
