@@ -32,7 +32,8 @@ from asr.transducer.trunk import Trunk
 Show = Callable[[str, float, float, str], None]
 
 
-TRUNK = Recipe(steps=1500, batch_seconds=64, warmup=40, guided=400)
+FIRST = Recipe(steps=700, batch_seconds=80, warmup=40, guided=400, trunk_learning_rate=0.0)
+TRUNK = Recipe(steps=900, batch_seconds=80, warmup=40)
 ANY = Recipe(steps=2000, batch_seconds=96)
 HEAD = Recipe(steps=600, batch_seconds=96, learning_rate=5e-4, warmup=30)
 
@@ -46,6 +47,7 @@ class Plan:
     hours: float | None = None  # of the manifest, drawn at random; None takes all
     draws: int = 2  # augmented copies in the cache
     dropout: float = 0.1
+    first: Recipe = FIRST
     trunk: Recipe = TRUNK
     any: Recipe = ANY
     head: Recipe = HEAD
@@ -93,7 +95,8 @@ class Stages:
 
     def run(self, policies: list[str]) -> list[Path]:
         """All stages, ending with a head for each policy ("adaptive:320", "causal", "chunked:9", ...)."""
-        self._train("trunk", self.plan.trunk, None)
+        self._train("first", self.plan.first, None)
+        self._train("trunk", self.plan.trunk, None, start="first")
         cache = self._features()
         self._train("any", self.plan.any, cache, start="trunk")
         return [self._head(policy, cache) for policy in policies]
@@ -131,7 +134,7 @@ class Stages:
             trainer.save()
             raise
         draw_curves(self.out / stage)
-        if cache is None:
+        if stage == "trunk":
             lora.save(adapted, self.out / self.trunk_name, kind=lora.TRUNK)
         return model
 

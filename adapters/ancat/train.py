@@ -45,10 +45,12 @@ class Recipe:
     target_ms: float = 320.0  # mean latency that the adaptive policy is priced to
     batch_seconds: float = 160.0
     learning_rate: float = 1e-3
-    trunk_learning_rate: float = 4e-4
+    trunk_learning_rate: float = 4e-4  # 0 leaves the trunk as it is
     warmup: int = 100
     ctc: float = 0.3  # weight
-    guided: int = 0  # first steps in which frames are also told what the alignment thinks they say
+    guided: int = (
+        0  # steps in which frames are told what the alignment thinks they say, at first nothing else
+    )
     masked: float = 0.5  # seconds of features masked per 5 s
     price_rate: float = 0.02  # how fast dual ascent moves the price of a frame of latency
     clip_norm: float = 2.0
@@ -69,7 +71,7 @@ class Trainer:
         self.rank, self.world = join_process_group()
         self.device = model.device
         self.mel = LogMel(self.device)
-        if cache is not None:
+        if cache is not None or not recipe.trunk_learning_rate:
             model.trunk.requires_grad_(False)
         self.fixed_policy = None if recipe.policy == "random" else named(recipe.policy, model.dims.layers)
         torch.manual_seed(recipe.seed + self.rank)
@@ -94,6 +96,8 @@ class Trainer:
         self, *, save_every: int = 200, progress: Callable[[int, dict[str, Any]], None] = lambda *_: None
     ) -> None:
         """Trains to the last step; an interruption loses at most `save_every` steps."""
+        if self.step == 0 and self.cache is None and bool((self.model.trunk.scale == 1).all()):
+            self._standardise()
         self.model.train()
         for epoch, batch in self._batches():
             record = self._train_step(batch)
@@ -106,9 +110,17 @@ class Trainer:
                     self.save()
         self.model.eval()
 
+    @torch.no_grad()
+    def _standardise(self) -> None:
+        """Fits the constants of the trunk's features to one batch of plain speech."""
+        drawn = [self.corpus.draw(0, index) for index in range(min(64, len(self.corpus.clips)))]
+        samples, lengths = self.corpus.padded(drawn)
+        self.model.trunk.standardise(self.mel.whole(samples.to(self.device)), lengths)
+
     def save(self) -> None:
         """Writes the checkpoint, atomically."""
         trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        trained |= {"trunk.mix", "trunk.centre", "trunk.scale"}
         state = {
             "recipe": asdict(self.recipe),
             "step": self.step,
@@ -182,7 +194,8 @@ class Trainer:
         waited = hard_latency(schedule, batch.lengths)
         loss = rnnt + recipe.ctc * ctc
         if batch.labels is not None and self.step < recipe.guided:
-            loss = loss + guess_loss(logits, batch.labels.to(self.device))
+            guess = guess_loss(logits, batch.labels.to(self.device))
+            loss = guess if self.step < recipe.guided // 2 else loss + guess
         if recipe.policy == "adaptive":
             loss = loss + self.price * latency(schedule.rights, batch.lengths)
             aim = recipe.target_ms / FEATURE_MS
@@ -202,7 +215,8 @@ class Trainer:
     def _encode(self, batch: Batch, policy: Policy | None) -> tuple[Tensor, Schedule]:
         features = batch.features.to(self.device)
         if self.cache is None:
-            features = self.model.trunk(features)
+            with torch.set_grad_enabled(self.model.trunk.mix.requires_grad):
+                features = self.model.trunk(features)
         return self.model.encoder(features, batch.lengths, policy)
 
     def _policy(self, rng: np.random.Generator) -> Policy | None:

@@ -38,8 +38,12 @@ class Trunk(nn.Module):
     """Causal features of one encoder, which the trunk owns from now on.
 
     The mix is a softmax over the layers' outputs, each normalised, so that layers behind can use what the last
-    one has dropped.
+    one has dropped. Then every feature is centred and scaled by constants: a few of Whisper's are so much larger
+    than the others that layers behind would learn from those alone.
     """
+
+    centre: Tensor
+    scale: Tensor
 
     stride = 2 * STACK  # mel frames per feature
     lookahead = 1  # mel frames
@@ -48,11 +52,22 @@ class Trunk(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.mix = nn.Parameter(torch.zeros(len(encoder.blocks)))
+        self.register_buffer("centre", torch.zeros(self.width))
+        self.register_buffer("scale", torch.ones(self.width))
 
     @property
     def width(self) -> int:
         """Of a feature: stacked frames."""
         return STACK * self.encoder.dims.n_audio_state
+
+    def standardise(self, mel: Tensor, lengths: Tensor) -> None:
+        """Fixes the constants, from (B, 80, t) frames with `lengths` (B,) features in each row."""
+        self.centre.zero_()
+        self.scale.fill_(1)
+        features = self(mel)
+        real = torch.cat([row[:n] for row, n in zip(features, lengths.tolist(), strict=True)])
+        self.centre.copy_(real.mean(0))
+        self.scale.copy_(real.std(0).clamp_min(1e-3))
 
     # -- everything at once
 
@@ -68,7 +83,7 @@ class Trunk(nn.Module):
             heads = masked_attention(block.attn.queries(normed), k, v, mask)
             x = block.feed(x + block.attn.merge(heads))
             layers.append(x)
-        return self._stack(self._mixed(layers))
+        return self._stacked(self._mixed(layers))
 
     # -- as a stream
 
@@ -115,7 +130,7 @@ class Trunk(nn.Module):
         state.odd_fill[rows] = rest.shape[1]
         if not n:
             return x.new_zeros(len(rows), 0, self.width), state
-        return self._stack(self._encode(x[:, :n], state.cache, rows)), state
+        return self._stacked(self._encode(x[:, :n], state.cache, rows)), state
 
     def _encode(self, x: Tensor, cache: KVCache, rows: Tensor) -> Tensor:
         before = cache.lengths[rows]
@@ -139,7 +154,6 @@ class Trunk(nn.Module):
         normed = [F.layer_norm(x.float(), x.shape[-1:]) for x in layers]
         return sum((w * x for w, x in zip(weights, normed, strict=True)), torch.zeros_like(normed[0]))
 
-    @staticmethod
-    def _stack(x: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T / 2, 2 d)"""
-        return x.unflatten(1, (-1, STACK)).flatten(2)
+    def _stacked(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T / 2, 2 d) features"""
+        return (x.unflatten(1, (-1, STACK)).flatten(2) - self.centre) / self.scale
