@@ -14,6 +14,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:  # a client's options are checked without loading a model's code
     from asr.checkpoint import Vocabulary
+    from asr.words import Words
 
 MAX_BEAM = 8
 MAX_PROMPT_TOKENS = 100  # of the decoder's 448, half of which are for the words of a window
@@ -32,7 +33,7 @@ def prompt_tokens(vocabulary: "Vocabulary", prompt: str) -> tuple[int, ...]:
     words = " ".join(prompt.split())
     if not words:
         return ()
-    return (vocabulary.tokenizer.sot_prev, *_tokens(vocabulary, words)[-MAX_PROMPT_TOKENS:])
+    return (vocabulary.tokenizer.sot_prev, *vocabulary.encode(words)[-MAX_PROMPT_TOKENS:])
 
 
 def checked_hotwords(words: Iterable[str]) -> tuple[str, ...]:
@@ -62,12 +63,6 @@ def read_hotwords(given: str) -> tuple[str, ...]:
     return checked_hotwords(given.split(","))
 
 
-def _tokens(vocabulary: "Vocabulary", text: str) -> list[int]:
-    """The tokens of text at a word's beginning; what looks like a special token is text, too."""
-    tokens: list[int] = vocabulary.tokenizer.encode(" " + text, disallowed_special=())
-    return tokens
-
-
 @dataclass
 class _Node:
     """A place in the tree; `earned` is what must be given back where the phrase is left here."""
@@ -87,22 +82,20 @@ class Hotwords:
         boost: bonus per token in nats.
     """
 
-    def __init__(
-        self, vocabulary: "Vocabulary", phrases: Iterable[str], boost: float = DEFAULT_BOOST
-    ) -> None:
+    def __init__(self, vocabulary: "Words", phrases: Iterable[str], boost: float = DEFAULT_BOOST) -> None:
         self.boost = boost
-        self._eot = vocabulary.eot
+        self._wait = vocabulary.wait
         self._root = _Node()
         for phrase in phrases:
             for form in {phrase, phrase.lower(), phrase[:1].upper() + phrase[1:]}:
-                self._add(_tokens(vocabulary, form))
+                self._add(vocabulary.encode(form))
         self._finish(self._root)
 
     def favour(self, logits: Tensor, said: Sequence[int]) -> Tensor:
         """The logits (V,) of what follows the tokens `said`, with the bonus; the argument is left as it was."""
         node = self._walk(said)
         favoured = logits - node.earned
-        favoured[self._eot] = logits[self._eot]  # waiting for audio leaves no phrase
+        favoured[self._wait] = logits[self._wait]  # waiting for audio leaves no phrase
         if node is not self._root:
             favoured[self._root.next_ids] += self.boost
         favoured[node.next_ids] = logits[node.next_ids] + self.boost

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import string
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +38,29 @@ class Vocabulary:
         assert self.prefix[-1] == self.tokenizer.no_timestamps
         return (*self.prefix[:-1], self.tokenizer.timestamp_begin + round(delay_s / TIMESTAMP_S))
 
+    @property
+    def wait(self) -> int:
+        return self.eot
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of text at a word's beginning; what looks like a special token is text, too."""
+        tokens: list[int] = self.tokenizer.encode(" " + text, disallowed_special=())
+        return tokens
+
     def text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode([token for token in tokens if token < self.eot])
+
+    def words(self, tokens: list[int]) -> list[tuple[str, int]]:
+        """(word, number of tokens). Punctuation belongs to its word, as the tokenizer cuts at spaces."""
+        words, counts = self.tokenizer.split_to_word_tokens(tokens)
+        merged: list[tuple[str, int]] = []
+        for word, ids in zip(words, counts, strict=True):
+            joins = merged and (not word.startswith(" ") or word.strip() in string.punctuation)
+            if joins:
+                merged[-1] = (merged[-1][0] + word, merged[-1][1] + len(ids))
+            else:
+                merged.append((word, len(ids)))
+        return [(word.strip(), n) for word, n in merged]
 
 
 class Whisper(nn.Module):

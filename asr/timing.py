@@ -6,7 +6,6 @@ Attention knows which pause is meant; where in the audio it begins and ends, the
 """
 
 import math
-import string
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,19 +127,6 @@ def monotone_path(gain: Tensor) -> tuple[list[int], list[int]]:
         move = moves.index(min(moves))
         token, frame = token - (move != 1), frame - (move != 2)
     return first, behind
-
-
-def words_of(tokens: list[int], vocabulary: Vocabulary) -> list[tuple[str, int]]:
-    """Tokens -> (word, number of tokens). Punctuation belongs to its word, as the tokenizer cuts at spaces."""
-    words, counts = vocabulary.tokenizer.split_to_word_tokens(tokens)
-    merged: list[tuple[str, int]] = []
-    for word, ids in zip(words, counts, strict=True):
-        joins = merged and (not word.startswith(" ") or word.strip() in string.punctuation)
-        if joins:
-            merged[-1] = (merged[-1][0] + word, merged[-1][1] + len(ids))
-        else:
-            merged.append((word, len(ids)))
-    return [(word.strip(), n) for word, n in merged]
 
 
 def n_spoken(tokens: list[int], vocabulary: Vocabulary) -> int:
@@ -269,7 +255,7 @@ def timed_words(
     chosen = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
     # The row before takes the silence in front of the first word, EOT's row what follows the last.
     first, behind = (frames[1:] for frames in token_frames(scores[:, start - 1 : -1], n_frames))
-    words = words_of(tokens, vocabulary)
+    words = vocabulary.words(tokens)
     spans, confidences, i = [], [], 0
     for _, n in words:
         spoken = n_spoken(tokens[i : i + n], vocabulary)

@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from asr.checkpoint import Vocabulary
 from asr.encoder import FRAMES_PER_SECOND
 from asr.search import Hypothesis
-from asr.timing import TimedWord, words_of
+from asr.timing import TimedWord
+from asr.words import Words
 from streaming.endpoint import milliseconds
 from streaming.events import Final, Partial, Word
 
@@ -21,7 +21,7 @@ class Shown:
     stable: int = 0
 
 
-def rough_words(hypothesis: Hypothesis, vocabulary: Vocabulary, delay_s: float) -> list[TimedWord]:
+def rough_words(hypothesis: Hypothesis, vocabulary: Words, delay_s: float) -> list[TimedWord]:
     """The words of a hypothesis, timed by when their tokens were put out: at once, and good to about a chunk.
 
     Args:
@@ -29,7 +29,7 @@ def rough_words(hypothesis: Hypothesis, vocabulary: Vocabulary, delay_s: float) 
     """
     words: list[TimedWord] = []
     i, spoken = 0, 0.0
-    for text, n in words_of(list(hypothesis.tokens), vocabulary):
+    for text, n in vocabulary.words(list(hypothesis.tokens)):
         end = max(spoken, hypothesis.frames[i + n - 1] / FRAMES_PER_SECOND - delay_s)
         confidence = math.exp(sum(hypothesis.logprobs[i : i + n]) / n)
         words.append(TimedWord(text, max(spoken, end - LONGEST_WORD_S), end, confidence, n))
@@ -40,7 +40,7 @@ def rough_words(hypothesis: Hypothesis, vocabulary: Vocabulary, delay_s: float) 
 def partial(
     hypothesis: Hypothesis,
     shown: Shown,
-    vocabulary: Vocabulary,
+    vocabulary: Words,
     utterance: int,
     begin_ms: int,
     audio_ms: int,

@@ -40,7 +40,7 @@ class Joiner(nn.Module):
 
     def forward(self, frames: Tensor, contexts: Tensor) -> Tensor:
         """(..., width) each, broadcast -> (..., pieces + 1) log-probabilities; blank is the last."""
-        return (self.of_frames(frames) + self.of_contexts(contexts)).float().log_softmax(-1)
+        return (self.of_frames(frames).float() + self.of_contexts(contexts).float()).log_softmax(-1)
 
     def lattice(self, frames: Tensor, contexts: Tensor, tokens: Tensor) -> Tensor:
         """Log-probabilities of blank and of the right piece at every point of the lattice.

@@ -12,7 +12,7 @@ _NOT_SPOKEN = re.compile(r"[^a-z' ]+")
 
 
 class Pieces:
-    """Units and their text; satisfies what word grouping asks of a vocabulary.
+    """Units and their text; satisfies asr.words.Words.
 
     Args:
         model: a serialized sentencepiece model.
@@ -29,17 +29,46 @@ class Pieces:
     def __len__(self) -> int:
         return int(self._processor.get_piece_size())
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a normalised text."""
-        return list(self._processor.encode(text))
+    @property
+    def wait(self) -> int:
+        """Blank, the id behind the last piece."""
+        return len(self)
 
-    def text(self, tokens: list[int]) -> str:
-        return str(self._processor.decode([int(token) for token in tokens]))
+    @cached_property
+    def unspoken(self) -> list[int]:
+        """Ids that stand for no text: "unknown", which texts of letters and apostrophes never need."""
+        processor = self._processor
+        return [i for i in range(len(self)) if processor.is_unknown(i) or processor.is_control(i)]
 
     @cached_property
     def starts_word(self) -> list[bool]:
         """Of each id, whether a word begins with it."""
         return [self._processor.id_to_piece(i).startswith(WORD_START) for i in range(len(self))]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text at a word's beginning, as `normalise` writes it."""
+        return list(self._processor.encode(normalise(text)))
+
+    def text(self, tokens: list[int]) -> str:
+        return " ".join(word for word, _ in self.words(tokens))
+
+    def words(self, tokens: list[int]) -> list[tuple[str, int]]:
+        """(word, number of pieces). A start without letters belongs to the letters behind it, if there are any."""
+        words: list[tuple[str, int]] = []
+        for token in tokens:
+            letters = self._letters[token]
+            if not words or (self.starts_word[token] and words[-1][0]):
+                words.append((letters, 1))
+            else:
+                words[-1] = (words[-1][0] + letters, words[-1][1] + 1)
+        if words and not words[-1][0]:
+            _, n = words.pop()
+            words[-1:] = [(word, count + n) for word, count in words[-1:]]
+        return words
+
+    @cached_property
+    def _letters(self) -> list[str]:
+        return [self._processor.id_to_piece(i).removeprefix(WORD_START) for i in range(len(self))]
 
 
 def normalise(text: str) -> str:

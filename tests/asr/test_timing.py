@@ -31,7 +31,6 @@ from asr.timing import (
     timed_words,
     token_frames,
     upper_heads,
-    words_of,
 )
 
 
@@ -102,7 +101,7 @@ def test_very_short_audio_has_times(n_frames: int) -> None:
 )
 def test_words_carry_their_punctuation(tiny: Whisper, text: str, words: list[str]) -> None:
     tokens = tiny.vocabulary.tokenizer.encode(text)
-    found = words_of(tokens, tiny.vocabulary)
+    found = tiny.vocabulary.words(tokens)
     assert [word for word, _ in found] == words
     assert sum(n for _, n in found) == len(tokens)
 
