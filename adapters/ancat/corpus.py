@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,26 +207,46 @@ class FeatureCache:
     ) -> None:
         """Appends whole draws until there are `draws`; an interrupted one is begun again."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        mel = LogMel(trunk.mix.device)
         for epoch in range(self.draws, draws):
-            n_rows = max((start + n for draw in self.index for start, n in draw), default=0)
-            own: list[tuple[int, int]] = [(0, 0)] * len(corpus.clips)
-            with (self.directory / FEATURES).open("ab") as out:
-                out.truncate(n_rows * self.width * 2)
-                for indices in batches(corpus.seconds, batch_seconds, np.random.default_rng(epoch)):
-                    audio, lengths = corpus.padded([corpus.draw(epoch, index) for index in indices])
-                    with torch.no_grad(), torch.autocast(mel.device.type, torch.bfloat16):
-                        features = trunk(mel.whole(audio.to(mel.device))).half().cpu()
-                    for index, row, n in zip(indices, features, lengths.tolist(), strict=True):
-                        out.write(row[:n].numpy().tobytes())
-                        own[index] = (n_rows, n)
-                        n_rows += n
-                    progress(float(corpus.seconds[indices].sum()))
-            self.index.append(own)
+            index = self._write_draw(corpus, trunk, epoch, batch_seconds, progress)
             part = self.directory / (INDEX + ".part")
-            part.write_text(json.dumps(self.index))
+            part.write_text(json.dumps([*self.index, index]))
             os.replace(part, self.directory / INDEX)
+            self.index.append(index)
             self._rows = None  # what was mapped is shorter
+
+    def _write_draw(
+        self,
+        corpus: Corpus,
+        trunk: Trunk,
+        epoch: int,
+        batch_seconds: float,
+        progress: Callable[[float], None],
+    ) -> list[tuple[int, int]]:
+        """Appends one draw behind the finished ones, and says where each clip lies."""
+        mel = LogMel(trunk.mix.device)
+        n_rows = max((start + n for draw in self.index for start, n in draw), default=0)
+        places: list[tuple[int, int]] = [(0, 0)] * len(corpus.clips)
+        order = batches(corpus.seconds, batch_seconds, np.random.default_rng(epoch))
+
+        def drawn(indices: list[int]) -> tuple[Tensor, Tensor]:
+            return corpus.padded([corpus.draw(epoch, index) for index in indices])
+
+        with (self.directory / FEATURES).open("ab") as out, ThreadPoolExecutor(1) as ahead:
+            out.truncate(n_rows * self.width * 2)
+            coming = ahead.submit(drawn, order[0])
+            for number, indices in enumerate(order):
+                samples, lengths = coming.result()
+                if number + 1 < len(order):
+                    coming = ahead.submit(drawn, order[number + 1])
+                with torch.no_grad(), torch.autocast(mel.device.type, torch.bfloat16):
+                    features = trunk(mel.whole(samples.to(mel.device))).half().cpu()
+                for index, row, n in zip(indices, features, lengths.tolist(), strict=True):
+                    out.write(row[:n].numpy().tobytes())
+                    places[index] = (n_rows, n)
+                    n_rows += n
+                progress(float(corpus.seconds[indices].sum()))
+        return places
 
     def read(self, epoch: int, indices: list[int]) -> tuple[Tensor, Tensor]:
         """(B, T, F) float32 and (B,) of draw `epoch` modulo the draws there are."""

@@ -96,10 +96,16 @@ class Stages:
     def run(self, policies: list[str]) -> list[Path]:
         """All stages, ending with a head for each policy ("adaptive:320", "causal", "chunked:9", ...)."""
         self._train("first", self.plan.first, None)
-        self._train("trunk", self.plan.trunk, None, start="first")
+        if self.plan.trunk.steps:
+            self._train("trunk", self.plan.trunk, None, start="first")
         cache = self._features()
-        self._train("any", self.plan.any, cache, start="trunk")
+        self._train("any", self.plan.any, cache, start=self._settled)
         return [self._head(policy, cache) for policy in policies]
+
+    @property
+    def _settled(self) -> str:
+        """The stage after which the trunk does not change any more."""
+        return "trunk" if self.plan.trunk.steps else "first"
 
     def _head(self, policy: str, cache: FeatureCache) -> Path:
         """Trains and exports one head."""
@@ -140,7 +146,7 @@ class Stages:
 
     def _features(self) -> FeatureCache:
         model, _ = self._model()
-        saved = torch.load(self.out / "trunk" / CHECKPOINT, weights_only=True, map_location=self.device)
+        saved = torch.load(self.out / self._settled / CHECKPOINT, weights_only=True, map_location=self.device)
         model.load_state_dict(saved["weights"], strict=False)
         cache = FeatureCache(self.out / "features", model.trunk.width)
         total, done = float(self.corpus.seconds.sum()) * (self.plan.draws - cache.draws), 0.0
