@@ -9,13 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-page check setup clean
 
 demo: setup
 	$(BIN)/asr-stream demo
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The page in a real browser. `make test` does the same where it finds Chromium, and leaves it out elsewhere.
+test-page: setup
+	@$(BIN)/python -c 'import sys; from tests.browser.chromium import program; sys.exit(program() is None)' || \
+		{ echo "make test-page needs Chromium: apt-get install chromium, or have chromium or google-chrome" \
+		"on the PATH" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/browser
 
 check: setup
 	$(BIN)/ruff format --check .

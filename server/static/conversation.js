@@ -4,7 +4,7 @@
 const MAX_AHEAD_MS = 10_000; // audio sent and not yet decoded
 const KEEP_MS = 60_000; // longer than any utterance: audio decoded that long ago without a final was silence
 const KEEPALIVE_MS = 3_000;
-const PATIENCE = 5; // keepalives without an answer to audio: then the network is gone and has not said so
+const PATIENCE = 10; // keepalives without an answer to audio: then the network is gone and has not said so
 const FIRST_DELAY_MS = 250; // between attempts to reconnect
 const LONGEST_DELAY_MS = 8_000;
 const RETRIES = 40; // that bring nothing: some five minutes
