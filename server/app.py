@@ -23,7 +23,8 @@ from server.connection import Connection, Conversation
 from server.dialects import Dialect, Terms
 from server.dialects.deepgram import Deepgram
 from server.dialects.native import Native
-from server.dialects.realtime import OpenAi, Realtime
+from server.dialects.openai import OpenAi
+from server.dialects.realtime import Realtime
 from server.dialects.vosk import Vosk
 from server.door import AdmissionError, check
 from server.log import configure_logging

@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from asr.audio import AudioError, Recording, Samples, stream_audio
 from server.config import Settings
 from server.dialects import Terms, transcription
-from server.dialects.realtime import OpenAi
+from server.dialects.openai import OpenAi
 from server.dialects.transcription import Wish
 from server.door import AdmissionError
 from server.log import session_log

@@ -13,7 +13,8 @@ def _alaw_table() -> np.ndarray:
     code = np.arange(256, dtype=np.int32) ^ 0x55
     exponent, mantissa = (code >> 4) & 7, code & 15
     magnitude = ((mantissa << 4) + np.where(exponent, 0x108, 8)) << np.maximum(exponent - 1, 0)
-    return np.where(code & 0x80, magnitude, -magnitude).astype("<i2")
+    table: np.ndarray = np.where(code & 0x80, magnitude, -magnitude).astype("<i2")
+    return table
 
 
 ALAW = _alaw_table()

@@ -9,21 +9,19 @@ last word, and an extension: `words`, with times and confidences. Every name of 
 
 import base64
 import json
-import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from server.dialects import Close, Lifecycle, Send, Step, Terms, authorization, is_text, json_object, offered
+from server.dialects import Close, Lifecycle, Send, Step, Terms, json_object, offered
 from server.dialects.g711 import alaw_to_s16le
 from server.dialects.marks import Marks
+from server.dialects.openai import OpenAi, error_body, word_logprobs
+from server.dialects.realtime_session import Invalid, RealtimeSession
 from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
 from streaming.session import SessionOptions
 
-FORMATS = {"audio/pcm": ("s16le", 24_000), "audio/pcmu": ("mulaw", 8_000), "audio/pcma": ("s16le", 8_000)}
-DELAYS_MS = {"minimal": 0, "low": 160, "medium": 320, "high": 480, "xhigh": 600}
-LOGPROBS = "item.input_audio_transcription.logprobs"
 EVENTS = (
     "session.update",
     "input_audio_buffer.append",
@@ -31,16 +29,6 @@ EVENTS = (
     "input_audio_buffer.clear",
 )
 KEY_PREFIX = "openai-insecure-api-key."
-LOWEST_CONFIDENCE = 1e-9  # for logarithms
-
-
-class Invalid(ValueError):
-    """A client's mistake, and the parameter that it is in."""
-
-    def __init__(self, param: str | None, message: str, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -71,20 +59,6 @@ class Item:
         return self.kept and not self.committed
 
 
-class OpenAi:
-    """How OpenAI's clients show their key, and how they are refused."""
-
-    key_place: ClassVar[str] = "header Authorization: Bearer KEY"
-
-    @staticmethod
-    def key(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
-        return authorization(headers, "bearer")
-
-    @staticmethod
-    def refusal(code: str, message: str) -> dict[str, object]:
-        return {"error": error_body(code, message)}
-
-
 @dataclass
 class Realtime(Lifecycle, OpenAi):
     """One conversation in OpenAI's protocol."""
@@ -93,9 +67,7 @@ class Realtime(Lifecycle, OpenAi):
     key_place: ClassVar[str] = f"{OpenAi.key_place}, or the WebSocket subprotocols realtime, {KEY_PREFIX}KEY"
 
     terms: Terms
-    form: dict[str, Any] = field(default_factory=lambda: {"type": "audio/pcm", "rate": 24_000}, init=False)
-    detects: bool = field(default=True, init=False)  # turns: else the client commits
-    include: list[str] = field(default_factory=list, init=False)
+    setting: RealtimeSession = field(init=False)
     marks: Marks = field(init=False)
     session: str = field(default="", init=False)
     n_sent: int = field(default=0, init=False)
@@ -107,6 +79,7 @@ class Realtime(Lifecycle, OpenAi):
     told_ms: int = field(default=0, init=False)  # audio up to here was in completed items
 
     def __post_init__(self) -> None:
+        self.setting = RealtimeSession(self.options)
         self.marks = Marks(self.options)
 
     @staticmethod
@@ -122,7 +95,7 @@ class Realtime(Lifecycle, OpenAi):
 
     def greet(self, session: str) -> list[Step]:
         self.session = session
-        return [self._send("session.created", session=self._session())]
+        return [self._send("session.created", session=self.setting.told(session, self.terms.model))]
 
     def receive(self, frame: str | bytes) -> list[Step]:
         """Mistakes are told, and the conversation goes on."""
@@ -168,8 +141,7 @@ class Realtime(Lifecycle, OpenAi):
         """Raises Invalid."""
         match message.get("type"):
             case "session.update":
-                self._update(message.get("session"))
-                return [self._send("session.updated", session=self._session())]
+                return self._update(message.get("session"))
             case "input_audio_buffer.append":
                 return self._append(message.get("audio"))
             case "input_audio_buffer.commit":
@@ -185,7 +157,7 @@ class Realtime(Lifecycle, OpenAi):
             data = None
         if data is None:
             raise Invalid("audio", "audio must be base64")
-        if self.form["type"] == "audio/pcma":
+        if self.setting.form["type"] == "audio/pcma":
             data = alaw_to_s16le(data)
         return [*self.open(), self.marks.receive(data)] if data else []
 
@@ -208,33 +180,15 @@ class Realtime(Lifecycle, OpenAi):
         item.end_ms, item.kept = self.marks.received_ms, False
         return [cleared, *asked]
 
-    def _update(self, session: object) -> None:
-        """Takes over what is there, all or nothing. Raises Invalid."""
-        given = _object("session", session, ("type", "audio", "include"))
-        if given.get("type", "transcription") != "transcription":
-            raise Invalid("session.type", "this server only transcribes: use type transcription")
-        include = given.get("include") or []
-        if not isinstance(include, list) or any(each != LOGPROBS for each in include):
-            raise Invalid("session.include", f"include knows {LOGPROBS}")
-        audio = _object("session.audio", given.get("audio") or {}, ("input", "output"))
-        names = ("format", "noise_reduction", "transcription", "turn_detection")
-        wishes = _object("session.audio.input", audio.get("input") or {}, names)
-        form = _form(wishes["format"]) if wishes.get("format") else self.form
-        changes = _transcription(wishes["transcription"]) if wishes.get("transcription") else {}
-        encoding, rate = FORMATS[form["type"]]
-        changes |= {"encoding": encoding, "sample_rate": form.get("rate", rate)}
-        try:
-            options = replace(self.options, **changes)
-        except ValueError as error:
-            raise Invalid("session.audio.input", str(error)) from None
-        if self.opened and (options, form) != (self.options, self.form):
-            raise Invalid("session.audio.input", "format and transcription are set before any audio")
-        if "turn_detection" in wishes:
-            self.detects = _detects(wishes["turn_detection"])
-        if "include" in given:
-            self.include = include
+    def _update(self, session: object) -> list[Step]:
+        """Raises Invalid."""
+        wanted = self.setting.updated(session)
         if not self.opened:
-            self.options, self.form, self.marks = options, form, Marks(options)
+            self.options, self.marks = wanted.options, Marks(wanted.options)
+        elif (wanted.options, wanted.form) != (self.setting.options, self.setting.form):
+            raise Invalid("session.audio.input", "format and transcription are set before any audio")
+        self.setting = wanted
+        return [self._send("session.updated", session=wanted.told(self.session, self.terms.model))]
 
     # -- what the session says
 
@@ -249,7 +203,7 @@ class Realtime(Lifecycle, OpenAi):
         return [*steps, *self._start(item, start_ms), *self._delta(item, event.text[: event.stable])]
 
     def _endpoint(self, event: Endpoint) -> list[Step]:
-        if not self.detects:
+        if not self.setting.detects:
             return []
         item = self._first()
         return [*self._stop(item, event.audio_ms), *([self._committed(item)] if item.open else [])]
@@ -259,7 +213,7 @@ class Realtime(Lifecycle, OpenAi):
         steps = [*self._start(item, event.start_ms), *self._delta(item, event.text)]
         item.finals.append(event)
         item.told = ""
-        if item.end_ms is not None or not (self.detects or item.committed):
+        if item.end_ms is not None or not (self.setting.detects or item.committed):
             return steps  # more may follow
         steps += self._stop(item, event.audio_ms)
         if item.open:
@@ -299,7 +253,7 @@ class Realtime(Lifecycle, OpenAi):
         return self.items[-1]
 
     def _start(self, item: Item, start_ms: int) -> list[Step]:
-        if item.started or item.committed or not (self.detects and item.kept):
+        if item.started or item.committed or not (self.setting.detects and item.kept):
             return []
         item.started = True
         at = self.marks.client_ms(start_ms)
@@ -335,7 +289,7 @@ class Realtime(Lifecycle, OpenAi):
             return []
         words = [word for final in item.finals for word in final.words]
         usage = {"type": "duration", "seconds": round(max(0.0, seconds), 3)}
-        logprobs = {"logprobs": word_logprobs(words)} if LOGPROBS in self.include else {}
+        logprobs = {"logprobs": word_logprobs(words)} if self.setting.logprobs else {}
         text = " ".join(final.text for final in item.finals)
         timed = [self._word(word) for word in words]
         return [self._of(item, "completed", transcript=text, usage=usage, words=timed, **logprobs)]
@@ -348,110 +302,7 @@ class Realtime(Lifecycle, OpenAi):
         start, end = (self.marks.client_ms(ms) / 1000 for ms in (word.start_ms, word.end_ms))
         return {"word": word.text, "start": start, "end": end, "confidence": word.confidence}
 
-    def _session(self) -> dict[str, object]:
-        transcription: dict[str, object] = {
-            "model": self.terms.model,
-            "language": "en",
-            "prompt": self.options.prompt,
-        }
-        if self.options.hotwords:
-            transcription["keywords"] = list(self.options.hotwords)
-        return {
-            "id": f"sess_{self.session}",
-            "object": "realtime.transcription_session",
-            "type": "transcription",
-            "audio": {
-                "input": {
-                    "format": self.form,
-                    "noise_reduction": None,
-                    "transcription": transcription,
-                    "turn_detection": {"type": "server_vad"} if self.detects else None,
-                }
-            },
-            "include": self.include,
-        }
-
     def _send(self, kind: str, **fields: object) -> Send:
         self.n_sent += 1
         event_id = f"event_{self.session}_{self.n_sent}"
         return Send(json.dumps({"type": kind, "event_id": event_id, **fields}, separators=(",", ":")))
-
-
-def error_body(
-    code: str, message: str, param: str | None = None, event_id: str | None = None
-) -> dict[str, object]:
-    """OpenAI's description of an error."""
-    kind = "server_error" if code in ("internal", "full", "draining") else "invalid_request_error"
-    code = "invalid_api_key" if code == "bad_key" else code
-    body: dict[str, object] = {"message": message, "type": kind, "code": code, "param": param}
-    return body if event_id is None else body | {"event_id": event_id}
-
-
-def word_logprobs(words: Sequence[Word]) -> list[dict[str, object]]:
-    """OpenAI has logarithms of tokens' probabilities; ours are words'."""
-    return [
-        {
-            "token": word.text,
-            "bytes": list(word.text.encode()),
-            "logprob": round(math.log(max(word.confidence, LOWEST_CONFIDENCE)), 4),
-        }
-        for word in words
-    ]
-
-
-def _object(path: str, value: object, known: tuple[str, ...]) -> dict[str, Any]:
-    """Raises Invalid for what is no object, or holds something else than what is known."""
-    if not isinstance(value, dict):
-        raise Invalid(path, f"{path} must be an object", "invalid_type")
-    if unknown := sorted(set(value) - set(known)):
-        name = f"{path}.{unknown[0][:40]}"
-        raise Invalid(name, f"unknown parameter: {path} knows {', '.join(known)}", "unknown_parameter")
-    return value
-
-
-def _form(value: object) -> dict[str, Any]:
-    """The format of the audio. Raises Invalid."""
-    path = "session.audio.input.format"
-    given = _object(path, value, ("type", "rate"))
-    if given.get("type") not in tuple(FORMATS):
-        raise Invalid(f"{path}.type", f"the type must be one of {', '.join(FORMATS)}")
-    if given["type"] != "audio/pcm":
-        return {"type": given["type"]}
-    rate = given.get("rate") or 24_000
-    if not isinstance(rate, int) or isinstance(rate, bool):
-        raise Invalid(f"{path}.rate", "the rate must be an integer, in Hz", "invalid_type")
-    return {"type": "audio/pcm", "rate": rate}
-
-
-def _transcription(value: object) -> dict[str, Any]:
-    """The part of SessionOptions that stands under `transcription`. Raises Invalid."""
-    path = "session.audio.input.transcription"
-    given = _object(path, value, ("model", "language", "languages", "prompt", "keywords", "delay"))
-    options: dict[str, Any] = {}
-    languages = given.get("languages") or []
-    for language in [given.get("language"), *(languages if isinstance(languages, list) else [languages])]:
-        if language is not None and (not is_text(language) or language.split("-")[0].lower() != "en"):
-            raise Invalid(f"{path}.language", "this server knows English only: use en")
-    if given.get("prompt") is not None:
-        if not is_text(given["prompt"]):
-            raise Invalid(f"{path}.prompt", "the prompt must be a text", "invalid_type")
-        options["prompt"] = given["prompt"]
-    if given.get("keywords") is not None:
-        keywords = given["keywords"]
-        if not isinstance(keywords, list) or not all(map(is_text, keywords)):
-            raise Invalid(f"{path}.keywords", "keywords must be a list of texts", "invalid_type")
-        options["hotwords"] = tuple(keywords)
-    if given.get("delay") is not None:
-        if given["delay"] not in tuple(DELAYS_MS):
-            raise Invalid(f"{path}.delay", f"the delay must be one of {', '.join(DELAYS_MS)}")
-        options["delay_ms"] = DELAYS_MS[given["delay"]]
-    return options
-
-
-def _detects(value: object) -> bool:
-    """Whether turns are detected; how, is the server's. Raises Invalid."""
-    if value is None:
-        return False
-    if not isinstance(value, dict) or value.get("type", "server_vad") not in ("server_vad", "semantic_vad"):
-        raise Invalid("session.audio.input.turn_detection", "use the type server_vad, or null for commits")
-    return True

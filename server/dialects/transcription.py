@@ -6,14 +6,13 @@ the server has one; others are ignored. Words carry a `confidence`, an extension
 """
 
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.dialects import Terms
-from server.dialects.realtime import LOWEST_CONFIDENCE, error_body, word_logprobs
+from server.dialects.openai import error_body, logprob, word_logprobs
 from streaming.events import Fault, Final, Word
 from streaming.session import CHUNK_MS, SessionOptions
 from streaming.transcript import as_srt, as_vtt
@@ -136,7 +135,7 @@ def _word(word: Word) -> dict[str, object]:
 
 def _segment(number: int, final: Final) -> dict[str, object]:
     """An utterance, as Whisper describes its segments; of tokens nothing is left."""
-    logprobs = [math.log(max(word.confidence, LOWEST_CONFIDENCE)) for word in final.words]
+    logprobs = list(map(logprob, final.words))
     text = final.text.encode()
     return {
         "id": number,

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.dialects import Audio, Close, Finalize, Finish, Open
-from server.dialects.realtime import LOGPROBS, Realtime
+from server.dialects.realtime import Realtime
+from server.dialects.realtime_session import LOGPROBS
 from streaming.events import Closed, Endpoint, Fault
 from streaming.session import SessionOptions
 from tests.server.dialects.wire import (
@@ -182,9 +183,9 @@ def test_the_format_is_set_before_audio_and_turn_detection_at_any_time():
     dialect = realtime(append(BLOCK))
     (fault,) = dialect.receive(update(format={"type": "audio/pcmu"}, turn_detection=None))
     assert isinstance(fault, Fault)
-    assert dialect.detects
+    assert dialect.setting.detects
     assert kinds(dialect.receive(update(turn_detection=None))) == ["session.updated"]
-    assert not dialect.detects
+    assert not dialect.setting.detects
 
 
 def test_alaw_is_heard_as_pcm():
