@@ -65,6 +65,7 @@ class Connection:
         self._log = session_log(self.id)
         self._loop = asyncio.get_running_loop()
         self._session: Session | None = None
+        self._chunk_ms = 0  # the session's
         self._outbox: asyncio.Queue[Send | Close] = asyncio.Queue()
         self._room = asyncio.Event()  # the backlog is under its limit
         self._room.set()
@@ -124,7 +125,7 @@ class Connection:
         self._carry_out([fault])
 
     async def _read(self) -> None:
-        """Takes frames until the client is gone. While we do not read, the client is not idle."""
+        """Takes frames until the client is gone. While we do not read or decode, the client is not idle."""
         idle_s = self._settings.idle_timeout_s
         while True:
             await self._room.wait()
@@ -132,6 +133,8 @@ class Connection:
                 async with asyncio.timeout(None if self._leaving else idle_s):
                     message = await self._socket.receive()
             except TimeoutError:
+                if self.backlog_s * 1000 >= self._chunk_ms:
+                    continue  # it may wait for our answer
                 self.leave(1000, f"idle for {idle_s:g} s: send audio or keepalive")
                 continue
             if message["type"] == "websocket.disconnect":
@@ -186,6 +189,7 @@ class Connection:
     def _open(self, options: SessionOptions) -> None:
         self._awaited = False
         self._arrivals = ArrivalTimes(options)
+        self._chunk_ms = options.chunk_ms
         try:
             self._session = self._engine.open(options, notify=self._notify)
         except Full:

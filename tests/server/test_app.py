@@ -370,3 +370,13 @@ def test_logs_bear_the_session_and_hold_no_words(caplog):
     assert len(lines) == 3  # open, bad_text, gone
     assert {record.session for record in lines} == {session}
     assert "w777" not in caplog.text
+
+
+def test_a_client_that_waits_for_a_slow_server_is_not_idle():
+    async def main():
+        engine = FakeEngine(step_s=0.5)
+        async with serving(engine, idle_timeout_s=0.1) as running, connect(running.url) as client:
+            await client.send(speech(1, 2, 3))
+            assert (await hear(client, "partial"))["text"] == "w1 w2 w3"
+
+    asyncio.run(main())
