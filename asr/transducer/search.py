@@ -120,7 +120,6 @@ class TransducerSearch:
         streams = [state.rows[row] for row in rows.tolist()]
         n, times = counts.cpu().numpy(), STACK * (heard.cpu().numpy() + 1)
         logits: Floats = self.joiner.of_frames(frames).float().cpu().numpy()
-        logits[np.arange(frames.shape[1]) >= n[:, None]] = 0  # padding may be no numbers at all
         logits[..., self.pieces.unspoken] = -np.inf
         greedy = np.array([stream.width == 1 for stream in streams])
         for start in range(0, frames.shape[1], BLOCK):

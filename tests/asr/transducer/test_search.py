@@ -157,6 +157,21 @@ def test_a_beam_finds_what_greedy_search_misses() -> None:
     assert beam.score > greedy.score
 
 
+@pytest.mark.parametrize(
+    ("behind", "gamma", "margin", "n"), [(2.0, 2.3, 6.0, 2), (2.5, 2.3, 6.0, 1), (2.0, 2.3, 1.9, 1)]
+)
+def test_ways_far_behind_the_best_are_not_followed(
+    behind: float, gamma: float, margin: float, n: int
+) -> None:
+    model = obedient()
+    search = model.search(gamma=gamma, margin=margin)
+    state = begun(search, 4)
+    said = hear(search, state, torch.stack([frame(model, _the=12, _a=12 - behind), frame(model)]))
+    assert said.tokens == (piece_id(model, "_the"),)
+    assert said.stable == (1 if n == 1 else 0)
+    assert len(search.n_best(state, 0, 9)) == n
+
+
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 def test_what_is_stable_stays_and_is_what_all_agree_on(width: int) -> None:
     for seed in range(3):
