@@ -133,9 +133,9 @@ function heard(message) {
     $("settled").textContent = $("open").textContent = "";
     show(document.body.dataset.state);
   } else {
-    const characters = [...message.text]; // the server counts code points
-    $("settled").textContent = characters.slice(0, message.stable).join("");
-    $("open").textContent = characters.slice(message.stable).join("");
+    const open = [...message.text].slice(message.stable).join("").trimStart(); // the server counts code points
+    $("settled").textContent = message.text.slice(0, message.text.length - open.length);
+    $("open").textContent = open;
   }
   if (follow) window.scrollTo(0, document.documentElement.scrollHeight);
 }
