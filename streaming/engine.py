@@ -8,6 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,6 @@ from streaming.recognizer import Recognizer
 from streaming.session import Full, Session, SessionOptions
 from streaming.utterance import Feed, Utterances, Verdict
 
-#: Silence that a window must have heard behind its last word, beside the delay at which words are due: the model
-#: says a word a little after its end, and what stands behind it only when there was a pause.
-FLUSH_MS = 500
-
 
 @dataclass
 class _Stream:
@@ -38,7 +35,8 @@ class _Stream:
     session: Session
     row: int
     utterances: Utterances
-    guidance: Guidance
+    guidance: Guidance  # of the recogniser
+    second_guidance: Guidance  # of the second pass
     utterance: int = 0
     shown: policy.Shown = field(default_factory=policy.Shown)
     received: int = 0  # samples taken from the session; the window may have heard silence beyond them
@@ -51,7 +49,7 @@ class _Stream:
     @property
     def delay_s(self) -> float:
         """How long after its end a word is due."""
-        return self.session.options.delay_ms / 1000
+        return self.guidance.delay_s or 0.0
 
     def ms(self, position: int) -> int:
         """A sample position on the session's timeline."""
@@ -72,7 +70,7 @@ class Engine:
     """Serves up to `slots` sessions with one model.
 
     Args:
-        streaming: the causal model, adapter merged.
+        recognizer: hears the stream.
         base: the unmodified model, for the second pass.
         name: what clients call the model.
         final_pass_thread: False runs second passes within `step`, so that their cost can be measured.
@@ -80,7 +78,7 @@ class Engine:
 
     def __init__(
         self,
-        streaming: Whisper,
+        recognizer: Recognizer[Any],
         base: Whisper,
         name: str,
         slots: int = 32,
@@ -91,8 +89,9 @@ class Engine:
         self.model_name = name
         self.slots = slots
         self.endpoint = endpoint or EndpointOptions()
-        self._recognizer = Recognizer(streaming)
-        self._vocabulary = streaming.vocabulary
+        self._recognizer = recognizer
+        self._vocabulary = recognizer.vocabulary
+        self._second_vocabulary = base.vocabulary
         self._voice = VoiceActivity()
         self._state = self._recognizer.init_state(slots)
         self._voice_state = self._voice.init_state(slots)
@@ -119,21 +118,17 @@ class Engine:
         Raises:
             Full: every slot is taken.
         """
-        guidance = Guidance.of(
-            self._vocabulary,
-            options.beam,
-            options.prompt,
-            options.hotwords,
-            options.hotword_boost,
-            options.delay_ms / 1000,
+        second = Guidance.of(
+            self._second_vocabulary, options.beam, options.prompt, options.hotwords, options.hotword_boost
         )
+        guidance = self._recognizer.guidance(options, second)
         with self._lock:
             if not self._free:
                 raise Full(f"all {self.slots} slots are taken; try again later")
             row = self._free.pop()
             session = Session(options, self._wake.set, notify)
             utterances = Utterances(samples_in(options.chunk_ms), self.endpoint)
-            self._streams.append(_Stream(session, row, utterances, guidance))
+            self._streams.append(_Stream(session, row, utterances, guidance, second))
         return session
 
     @property
@@ -245,8 +240,11 @@ class Engine:
 
     def _end(self, stream: _Stream) -> None:
         """Lets the last words out, settles the open window, and asks for its second pass."""
-        self._flush(stream)
         utterances = stream.utterances
+        for hypothesis in self._recognizer.flush(
+            self._state, stream.row, stream.guidance, behind=utterances.silence
+        ):
+            self._show(stream, hypothesis)
         hypothesis = self._recognizer.settle(self._state, stream.row)
         self._show(stream, hypothesis)
         if stream.shown.text:
@@ -259,22 +257,15 @@ class Engine:
             self._finalise(stream, words, utterances.audio(), utterances.start, stream.heard)
         utterances.end()
 
-    def _flush(self, stream: _Stream) -> None:
-        """Lets a window that ends hear the silence at which its last words are due, whatever comes in its place."""
-        missing = samples_in(FLUSH_MS + stream.session.options.delay_ms) - stream.utterances.silence
-        silence, row = torch.zeros(1, stream.utterances.chunk), torch.tensor([stream.row])
-        for _ in range(0, missing, stream.utterances.chunk):
-            (hypothesis,), _ = self._recognizer.step(silence, self._state, row)
-            self._show(stream, hypothesis)
-
     def _turn(self, stream: _Stream) -> _Work:
-        """Ends a full window in mid-speech; settled words after the cut open the next window as they are."""
+        """Ends a full window in mid-speech; what was said behind the cut is heard again in the next one."""
         utterances = stream.utterances
-        words = self._recognizer.words(self._state, stream.row, utterances.audio())
-        said = self._state.search.rows[stream.row].hypothesis()
         assert utterances.start is not None
-        start = utterances.start
+        start, window = utterances.start, utterances.audio()
         before, feed = utterances.turn()
+        self._recognizer.flush(self._state, stream.row, stream.guidance, behind=len(feed.samples))
+        words = self._recognizer.words(self._state, stream.row, window)
+        said = self._recognizer.said(self._state, stream.row)
         cut_s = len(before) / SAMPLE_RATE
         kept = [word for word in words if (word.start + word.end) / 2 < cut_s]
         n_tokens = sum(word.n_tokens for word in kept)
@@ -282,7 +273,7 @@ class Engine:
             text = self._vocabulary.text(list(said.tokens[:n_tokens])).strip()
             stream.session.put(policy.whole(text, stream.utterance, stream.ms(stream.heard)))
             self._finalise(stream, kept, before, start, start + len(before))
-        return _Work(stream, feed, Verdict.GO_ON, said.tokens[n_tokens : max(n_tokens, said.stable)])
+        return _Work(stream, feed, Verdict.GO_ON, self._recognizer.carried(said, n_tokens))
 
     def _second_pass(self, stream: _Stream) -> bool:
         """Whether the utterance that ends now is heard again: not if the client does not want it, or all is late."""
@@ -304,7 +295,7 @@ class Engine:
                 samples,
                 done=lambda better: session.fulfil(place, *final(better)),
                 wanted=lambda: not session.aborted,
-                guidance=stream.guidance,
+                guidance=stream.second_guidance,
             )
             self._final_pass.submit(job)
         else:

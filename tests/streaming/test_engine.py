@@ -15,8 +15,9 @@ from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.timing import TimedWord
 from streaming.endpoint import EndpointOptions, VoiceActivity, samples_in
-from streaming.engine import FLUSH_MS, Engine
+from streaming.engine import Engine
 from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial
+from streaming.recognizer import FLUSH_MS, WhisperRecognizer
 from streaming.session import Full, Session, SessionOptions
 from tests.contract import CHECKS, Check, Outputs, Subject, fill_with_nan, random_noises
 
@@ -41,7 +42,8 @@ def make_engine(tiny: Whisper, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     made: list[Engine] = []
 
     def make(slots: int = 4, *, base: Whisper = tiny, threaded: bool = False) -> Engine:
-        made.append(Engine(tiny, base, "tiny", slots, final_pass_thread=threaded, endpoint=IMPATIENT))
+        recognizer = WhisperRecognizer(tiny)
+        made.append(Engine(recognizer, base, "tiny", slots, final_pass_thread=threaded, endpoint=IMPATIENT))
         return made[-1]
 
     yield make
@@ -412,7 +414,7 @@ def test_waiting_ends_when_audio_arrives(make_engine: Callable[..., Engine]) -> 
 @pytest.fixture
 def real_engine(tiny: Whisper, tiny_en: Whisper) -> Engine:
     """The streaming text is nonsense, the finals are not."""
-    return Engine(tiny, tiny_en, "tiny.en", 2, final_pass_thread=False)
+    return Engine(WhisperRecognizer(tiny), tiny_en, "tiny.en", 2, final_pass_thread=False)
 
 
 def test_half_a_minute_of_silence_has_no_words(real_engine: Engine) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from asr.checkpoint import Whisper
-from streaming.recognizer import SPARE_TOKENS, TOKENS_PER_SECOND, Recognizer, RecognizerState
+from streaming.recognizer import SPARE_TOKENS, TOKENS_PER_SECOND, WhisperRecognizer, WhisperState
 from tests.contract import CHECKS, Check, Outputs, Subject, random_noises
 
 BLOCK, CHUNK = 15, 4_800
@@ -17,16 +17,16 @@ class RecognizerSubject(Subject):
     """What has been said after each chunk. One step decodes once, so it takes in one chunk at the most."""
 
     def __init__(self, model: Whisper) -> None:
-        self.stage = Recognizer(model)
+        self.stage = WhisperRecognizer(model)
         self.n, self.longest = 6 * CHUNK + 700, CHUNK
 
     def inputs(self, rows: int, seed: int) -> Tensor:
         return random_noises(rows, self.n, seed)
 
-    def reset(self, state: RecognizerState, rows: Tensor) -> None:
+    def reset(self, state: WhisperState, rows: Tensor) -> None:
         self.stage.reset(state, rows, BLOCK)
 
-    def step(self, x: Tensor, state: RecognizerState, rows: Tensor) -> list[Outputs]:
+    def step(self, x: Tensor, state: WhisperState, rows: Tensor) -> list[Outputs]:
         heard = state.search.decoder.audio.lengths
         before = heard[rows].tolist()
         hypotheses, _ = self.stage.step(x, state, rows)
@@ -64,7 +64,7 @@ def subject_outputs(subject: RecognizerSubject, seed: int) -> Outputs:
 
 
 def test_a_step_is_bounded(tiny: Whisper) -> None:
-    recognizer, row = Recognizer(tiny), torch.tensor([0])
+    recognizer, row = WhisperRecognizer(tiny), torch.tensor([0])
     state, before = recognizer.init_state(1), 0
     for piece in random_noises(1, 6 * CHUNK, seed=0).split(CHUNK, dim=1):
         (said,), _ = recognizer.step(piece, state, row)
@@ -74,7 +74,7 @@ def test_a_step_is_bounded(tiny: Whisper) -> None:
 
 
 def test_settled_words_have_times(tiny: Whisper) -> None:
-    recognizer, row = Recognizer(tiny), torch.tensor([1])
+    recognizer, row = WhisperRecognizer(tiny), torch.tensor([1])
     state = recognizer.init_state(2)
     recognizer.reset(state, row, BLOCK, [[843, 523]])  # " And so"
     noise = random_noises(1, 3 * CHUNK, seed=0)
