@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from eval.datasets import Utterance
+    from eval.document import Page
     from eval.longform import LongForm
     from server.terminal import Show
     from streaming.engine import Engine
@@ -71,16 +72,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="Base weights: what there is, and getting it.", no_args_is_help=True)
+models_app = typer.Typer(help="Models: what there is, and getting base weights.", no_args_is_help=True)
 train_app = typer.Typer(help="Train what we add to the base models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train")
 
 
 FinalPass = Literal["full", "none"]
-Model = Annotated[str, typer.Option(help="Base model: tiny.en, base.en or the path of a checkpoint.")]
+Model = Annotated[
+    str, typer.Option(help="tiny.en, base.en, a checkpoint's path, or a transducer as in `models list`.")
+]
+BaseModel = Annotated[str, typer.Option(help="Base model: tiny.en, base.en or the path of a checkpoint.")]
 Adapter = Annotated[
-    str | None, typer.Option(help="Folder of an adapter instead of the shipped one; `none` for experiments.")
+    str | None,
+    typer.Option(help="Folder of an adapter or a head instead of the shipped one; `none` for experiments."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of the model; torch decides if not given.")]
 ChunkMs = Annotated[int, typer.Option(help="Audio per step: 100 to 1000 in steps of 20.")]
@@ -118,60 +123,61 @@ def build_engine(
     adapter: str | None = None,
     final_pass_thread: bool = True,
 ) -> "Engine":
-    """The engine for base model `model` with an adapter merged into its streaming copy.
+    """The engine for a model, what we add to it merged into its streaming copy.
 
     Args:
-        adapter: a folder; None takes the shipped one; "none" leaves the model as it is, which does not stream well.
+        model, adapter: see adapters/shipped.py.
 
     Raises:
         WeightsError: the base weights cannot be had.
-        AdapterError: there is no adapter for this model, or it does not fit.
+        AdapterError: there is no adapter, or no head, for this model, or it does not fit.
     """
-    import copy
-
     import torch
 
-    from adapters import lora
+    from adapters import loading
+    from adapters.shipped import find
     from asr.checkpoint import load, serving_dtype
     from streaming.engine import Engine
+    from streaming.recognizer import Recognizer, WhisperRecognizer
+    from streaming.transducer import TransducerRecognizer
 
-    folder = _adapter_folder(model, adapter)
+    chosen = find(model, adapter)
     if threads is None and final_pass_thread:
         threads = max(1, torch.get_num_threads() - 1)  # the second pass has a core of its own
     if threads is not None:
         torch.set_num_threads(threads)
-    base = load(model)
-    streaming = copy.deepcopy(base)
-    if folder is not None:
-        streaming = lora.merge(lora.load(streaming, folder))
-    dtype = serving_dtype()
-    return Engine(streaming.to(dtype), base.to(dtype), model, slots, final_pass_thread=final_pass_thread)
+    base, dtype = load(chosen.base), serving_dtype()
+    recognizer: Recognizer[Any]
+    if chosen.head is None:
+        recognizer = WhisperRecognizer(loading.causal(base, chosen.adapter).to(dtype))
+    else:
+        recognizer = TransducerRecognizer(loading.transducer(base, chosen.adapter, chosen.head, dtype))
+    return Engine(recognizer, base.to(dtype), model, slots, final_pass_thread=final_pass_thread)
 
 
-def _adapter_folder(model: str, adapter: str | None) -> Path | None:
-    from adapters.shipped import AdapterError, shipped
-    from asr.weights import catalogue, locate
+def base_of(model: str, adapter: str | None) -> str:
+    """The base model that a model is made of."""
+    from adapters.shipped import find
 
-    locate(model)  # a wrong name is a wrong name, and no lack of an adapter
-    if adapter is not None:
-        return None if adapter == "none" else Path(adapter)
-    if folder := shipped(model):
-        return folder
-    having = ", ".join(known.name for known in catalogue() if shipped(known.name)) or "no model so far"
-    raise AdapterError(
-        f"no adapter for {model} comes with the project (it has those of: {having}): "
-        "name your own with --adapter DIR"
-    )
+    return find(model, adapter).base
 
 
 def describe_adapter(model: str, adapter: str | None) -> str:
     """Tells one adapter from another, so that a report is never made of two."""
-    import hashlib
+    from adapters.shipped import find
 
-    folder = _adapter_folder(model, adapter)
-    if folder is None:
-        return "no adapter"
-    return f"{folder.name} {hashlib.sha256((folder / 'adapter_model.safetensors').read_bytes()).hexdigest()[:12]}"
+    return find(model, adapter).description
+
+
+def decides_when_to_wait(model: str, adapter: str | None, *, asked: bool) -> bool:
+    """Whether no delay can be asked of a model; who has `asked` for one is told."""
+    from adapters.shipped import find
+    from server.terminal import tell
+
+    decides = find(model, adapter).decides_when_to_wait
+    if decides and asked:
+        tell(f"{model} has learnt when to wait: the delay that was asked for does not apply")
+    return decides
 
 
 def describe_machine() -> dict[str, Any]:
@@ -195,6 +201,35 @@ def measure_long(
     from eval.longform import measure
 
     return measure(engine, utterances, options, **how)
+
+
+def measure_lookahead(
+    models: "Sequence[str]", utterances: "Sequence[Utterance]", out: Path, **how: Any
+) -> "Page":
+    """Error rates against latencies of transducers, see eval/lookahead.py; `models` as of `build_engine`."""
+    import json
+
+    from adapters import loading
+    from adapters.shipped import HEAD_FILE, AdapterError, find
+    from asr.checkpoint import load, serving_dtype
+    from eval.lookahead import Head, measure
+    from eval.lookahead_page import page
+
+    def head(name: str) -> Head:
+        chosen = find(name)
+        folder = chosen.head
+        if folder is None:
+            raise AdapterError(
+                f"{name} is no transducer: name one of `asr-stream models list`, or a head's folder"
+            )
+        return Head(
+            name,
+            chosen.description,
+            json.loads((folder / HEAD_FILE).read_text()),
+            lambda: loading.transducer(load(chosen.base), chosen.adapter, folder, serving_dtype()),
+        )
+
+    return page(measure([head(name) for name in models], utterances, out, **how))
 
 
 def progress(what: str) -> "AbstractContextManager[Show]":
@@ -221,8 +256,15 @@ def _session(
     )
 
 
+def set_by_user(context: typer.Context) -> set[str]:
+    """The parameters that the user has set."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
 @app.command()
 def transcribe(
+    context: typer.Context,
     file: Annotated[str, typer.Argument(help="WAV, FLAC, Ogg or MP3; - for raw PCM from stdin.")],
     form: Annotated[Literal["text", "json", "srt", "vtt"], typer.Option("--format")] = "text",
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout, all at the end.")] = None,
@@ -256,6 +298,7 @@ def transcribe(
         length_s, audio = duration(file), stream_audio(file, chunk_ms / 1000)
     if realtime:
         audio = sources.at_speed_of_speech(audio)
+    decides_when_to_wait(model, adapter, asked="delay_ms" in set_by_user(context))
     with replacing(out) as target:
         engine = build_engine(model, slots=1, threads=threads, adapter=adapter, final_pass_thread=False)
         finals, interrupted = run(engine, audio, session, length_s=length_s, form=form, target=target)
@@ -269,7 +312,9 @@ def transcribe(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
-    model: Annotated[str | None, typer.Option(help="Base model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A base model or a transducer, as in `models list`.")
+    ] = None,
     adapter: Adapter = None,
     slots: Annotated[int | None, typer.Option(help="Conversations at once.")] = None,
     threads: Threads = None,
@@ -303,6 +348,8 @@ def serve(
         "origins": origins and tuple(origins), "log_level": log_level, "log_format": log_format,
     }  # fmt: skip
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    if decides_when_to_wait(settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set):
+        settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
     engine = build_engine(
         settings.model, slots=settings.slots, threads=settings.threads, adapter=settings.adapter
     )
@@ -336,8 +383,7 @@ def mic(
     if list_devices:
         typer.echo("\n".join(input_devices()) or "no microphone was found")
         return
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    given = set_by_user(context)
     if url is not None and (own := sorted(given & {"model", "adapter", "threads"})):
         raise ValueError(f"--{own[0]} is for a model here: with --url it is the server's to choose")
     session = _session(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)
@@ -354,6 +400,7 @@ def mic(
             ) as client:  # the others are as the server has them
                 await talk(client, chosen)
         else:
+            decides_when_to_wait(model, adapter, asked="delay_ms" in given)
             engine = build_engine(model, slots=1, threads=threads, adapter=adapter)
             async with LocalClient(engine, session) as local:
                 await talk(local, chosen)
@@ -365,7 +412,7 @@ def mic(
 def align(
     manifest: Annotated[Path, typer.Argument(help="JSON lines with id, audio and text.", exists=True)],
     out: Annotated[Path, typer.Option(help="Folder of the alignment; an interrupted one goes on.")],
-    model: Model = "tiny.en",
+    model: BaseModel = "tiny.en",
     batch: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 16,
     words_from: Annotated[
         Path | None, typer.Option(help="Alignment by another model: take its words.", exists=True)
@@ -396,7 +443,7 @@ def careless(
     start_from: Annotated[
         Path | None, typer.Option(help="Adapter of the same ranks to begin with.", exists=True)
     ] = None,
-    model: Model = "tiny.en",
+    model: BaseModel = "tiny.en",
 ) -> None:
     """Make Whisper causal: train the adapter of its encoder and decoder. Ctrl-C saves and ends."""
     from adapters.align import ALIGNED, open_features, read_aligned
@@ -440,13 +487,13 @@ def _device() -> str:
 
 @models_app.command("list")
 def list_models() -> None:
-    """Every base model: size, sources, whether it is here, whether an adapter comes with the project."""
+    """Every model: size, sources, whether it is here, and what of ours comes with the project."""
     from urllib.parse import urlsplit
 
     from rich.console import Console
     from rich.table import Table
 
-    from adapters.shipped import shipped
+    from adapters.shipped import find, shipped, transducers
     from asr.weights import catalogue, locate
 
     table = Table("model", "MB", "from", "cached", "adapter")
@@ -458,31 +505,35 @@ def list_models() -> None:
             str(locate(model.name) or "no"),
             "shipped" if shipped(model.name) else "no",
         )
+    for name in transducers():
+        added = find(name)
+        n_bytes = sum(file.stat().st_size for file in added.files)
+        table.add_row(name, f"{n_bytes / 1e6:.0f}", f"this project, on {added.base}", "with it", "shipped")
     Console().print(table)
 
 
 @models_app.command("fetch")
 def fetch_model(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
-    """Download a model's weights, unless they are here, and prove them."""
+    """Download a model's base weights, unless they are here, and prove them."""
     from asr.weights import fetch
 
-    typer.echo(fetch(name))
+    typer.echo(fetch(base_of(name, "none")))
 
 
 @models_app.command("verify")
 def verify_model(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
-    """Prove the weights that are here."""
+    """Prove the base weights that are here."""
     from asr.weights import verify
 
-    typer.echo(f"{verify(name)} is right")
+    typer.echo(f"{verify(base_of(name, 'none'))} is right")
 
 
 @models_app.command("path")
 def model_path(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
-    """Where the weights are, without proving them."""
+    """Where the base weights are, without proving them."""
     from asr.weights import WeightsError, locate
 
-    if (path := locate(name)) is None:
+    if (path := locate(base_of(name, "none"))) is None:
         raise WeightsError(f"{name} is not here: get it with `asr-stream models fetch {name}`")
     typer.echo(path)
 

@@ -1,15 +1,134 @@
-"""The adapters that come with the project. Kept apart from peft, which takes seconds to import."""
+"""What a model's name stands for, and what comes with the project.
 
+Kept apart from peft and torch, which take seconds to import.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
+from asr.weights import catalogue, locate
+
 WEIGHTS = Path(__file__).parent / "weights"
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
+HEAD_FILE, HEAD_WEIGHTS = "head.json", ("head.safetensors", "pieces.model")  # asr/transducer/model.py's
+_TRANSDUCER = re.compile(r"ancat-[^-]+-.+")  # ancat-BASE-NAME
 
 
 class AdapterError(ValueError):
-    """An adapter that is missing or does not fit; the message says what to do."""
+    """What we add to a base model is missing or does not fit; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `--model` and `--adapter` stand for together."""
+
+    base: str  # as asr/weights knows it
+    adapter: (
+        Path | None
+    )  # of the causal Whisper, or of the trunk of a transducer; None leaves the base as it is
+    head: Path | None = None  # of a transducer; None: words come from Whisper's own decoder
+
+    @property
+    def decides_when_to_wait(self) -> bool:
+        """Whether no delay can be asked of it: a transducer has learnt when to wait."""
+        return self.head is not None
+
+    @property
+    def files(self) -> list[Path]:
+        """What we add, the most special first."""
+        of_head = [self.head / name for name in HEAD_WEIGHTS] if self.head else []
+        return [*of_head, *([self.adapter / ADAPTER_WEIGHTS] if self.adapter else [])]
+
+    @property
+    def description(self) -> str:
+        """Tells one from another, so that a report is never made of two."""
+        if not self.files:
+            return "no adapter"
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in self.files)).hexdigest()
+        return f"{self.files[0].parent.name} {digest[:12]}"
+
+
+def find(name: str, adapter: str | None = None) -> Model:
+    """The model of a name, or of folders that a user has.
+
+    Args:
+        name: a base model's name or path, a transducer's name ("ancat-tiny.en-320") or the folder of its head.
+        adapter: a folder: of an adapter for the base model; of the trunk's, if `name` is a transducer; or of a
+            transducer's head. None takes what comes with the project, "none" leaves the base model as it is.
+
+    Raises:
+        WeightsError: there is no such base model.
+        AdapterError: nothing that was trained for it is where it should be.
+    """
+    if head := _head(name):
+        base = _fact(head, "base")
+        locate(base)
+        return Model(base, _given(adapter) if adapter else _trunk(head), head)
+    locate(name)  # a wrong name is a wrong name, and no lack of an adapter
+    if adapter is None:
+        return Model(name, shipped(name) or _none_shipped(name))
+    folder = _given(adapter)
+    if folder and (folder / HEAD_FILE).is_file():
+        return Model(name, _trunk(folder), folder)
+    return Model(name, folder)
 
 
 def shipped(name: str) -> Path | None:
     """The folder of the adapter for the base model `name`, if one comes with the project."""
     folder = WEIGHTS / f"careless-{name}"
-    return folder if (folder / "adapter_config.json").is_file() else None
+    return folder if (folder / ADAPTER_FILE).is_file() else None
+
+
+def transducers() -> list[str]:
+    """The names of those that come with the project."""
+    return sorted(file.parent.name for file in WEIGHTS.glob(f"ancat-*-*/{HEAD_FILE}"))
+
+
+def _given(adapter: str) -> Path | None:
+    return None if adapter == "none" else Path(adapter)
+
+
+def _head(name: str) -> Path | None:
+    """The folder of the transducer called `name`, or at `name`; None where it is the name of something else."""
+    for folder in (WEIGHTS / name, Path(name)):
+        if (folder / HEAD_FILE).is_file():
+            return folder
+    if not _TRANSDUCER.fullmatch(name) or Path(name).is_file():
+        return None
+    having = ", ".join(transducers()) or "none so far"
+    raise AdapterError(
+        f"no transducer {name} comes with the project (it has: {having}): "
+        f"name one of these, or the folder of a head as `train ancat` writes it"
+    )
+
+
+def _trunk(head: Path) -> Path:
+    """The adapter of the trunk that a head was trained on: beside it, or with the project."""
+    name = _fact(head, "trunk")
+    for folder in (head.resolve().parent / name, WEIGHTS / name):
+        if (folder / ADAPTER_FILE).is_file():
+            return folder
+    raise AdapterError(
+        f"the head in {head} has no trunk: put the folder {name} beside it, or name it with --adapter DIR"
+    )
+
+
+def _fact(head: Path, name: str) -> str:
+    """What a head says of itself."""
+    try:
+        return str(json.loads((head / HEAD_FILE).read_text(encoding="utf-8"))[name])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"{head / HEAD_FILE} does not say which {name} it is for: it is damaged, or of another version"
+        ) from error
+
+
+def _none_shipped(name: str) -> Path:
+    having = ", ".join(known.name for known in catalogue() if shipped(known.name)) or "no model so far"
+    raise AdapterError(
+        f"no adapter for {name} comes with the project (it has those of: {having}): "
+        "name your own with --adapter DIR"
+    )

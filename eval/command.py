@@ -23,6 +23,9 @@ class House(Protocol):
     """What the front door hands to a command that lives in a room (asr_stream.py)."""
 
     def build_engine(self, model: str, **how: Any) -> Any: ...
+    def base_of(self, model: str, adapter: str | None) -> str: ...
+    def set_by_user(self, context: typer.Context) -> set[str]: ...
+    def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
     def describe_adapter(self, model: str, adapter: str | None) -> str: ...
     def progress(self, what: str) -> AbstractContextManager[Any]: ...
 
@@ -57,11 +60,13 @@ def evaluate(
         str, typer.Option(help="How long after its end a word is due, 0 to 600; 0,200 sweeps.")
     ] = "160",
     model: Annotated[
-        str, typer.Option(help="Base model: tiny.en, base.en or the path of a checkpoint.")
+        str, typer.Option(help="tiny.en, base.en, a checkpoint's path, or a transducer as in `models list`.")
     ] = "tiny.en",
     adapter: Annotated[
         str | None,
-        typer.Option(help="Folder of an adapter instead of the shipped one; `none` for experiments."),
+        typer.Option(
+            help="Folder of an adapter or a head instead of the shipped one; `none` for experiments."
+        ),
     ] = None,
     final_pass: Annotated[
         Literal["full", "none"], typer.Option(help="Whether the base model hears each utterance again.")
@@ -104,10 +109,12 @@ def evaluate(
     from eval import datasets, sweep
     from eval.jobs import Workshop
 
+    house: House = context.obj
+    own_delay = house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context))
     settings = sweep.conditions(
         chunk_ms=_numbers("chunk-ms", chunk_ms),
         beam=_numbers("beam", beam),
-        delay_ms=_numbers("delay-ms", delay_ms),
+        delay_ms=(0,) if own_delay else _numbers("delay-ms", delay_ms),
         final_pass=final_pass,
         baselines=[name.strip() for name in baselines.split(",") if name.strip()],
     )
@@ -121,7 +128,6 @@ def evaluate(
         jobs = 1 if realtime else max(1, min(_cores(), n_recognitions // WORTH_A_PROCESS))
     if threads is None and jobs > 1:
         threads = 1
-    house: House = context.obj
     build = partial(
         house.build_engine, model, slots=batch, threads=threads, adapter=adapter, final_pass_thread=False
     )
@@ -146,7 +152,9 @@ def evaluate(
                 done, total = n, of
                 show(n, of, f"{n} of {of}  {what}")
 
-            reports = sweep.evaluate(plan, Workshop(build, model, threads), progress)
+            reports = sweep.evaluate(
+                plan, Workshop(build, model, house.base_of(model, adapter), threads), progress
+            )
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {done} of {total} are done; the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -31,18 +31,20 @@ class Workshop:
 
     Args:
         build: makes the engine that is evaluated, with its second pass inside `step`.
-        model: name of the base model, which the baselines use unmodified.
+        model: name of what is evaluated.
+        base: name of its base model, which the baselines use unmodified.
         threads: of each model; None leaves it to torch.
     """
 
     build: Callable[[], Recogniser]
     model: str
+    base: str
     threads: int | None = None
     _recognisers: dict[str, Recogniser] = field(default_factory=dict)
 
     @cached_property
     def decoder(self) -> OfflineDecoder:
-        return OfflineDecoder(load(self.model).to(serving_dtype()))
+        return OfflineDecoder(load(self.base).to(serving_dtype()))
 
     def recogniser(self, system: str, samples: Samples, options: SessionOptions) -> Recogniser:
         """The recogniser called `system`; a fresh one hears the beginning of `samples` unmeasured.
@@ -58,7 +60,7 @@ class Workshop:
         return self._recognisers[system]
 
     def _baseline(self, system: str) -> Recogniser:
-        return BaselineEngine(self.model, self.decoder, KINDS[system])
+        return BaselineEngine(self.base, self.decoder, KINDS[system])
 
 
 class Task(Protocol[Result]):

@@ -151,7 +151,9 @@ def evaluate(
     runs = {
         condition: Run(
             plan.folder(condition),
-            condition.settings(workshop.model, plan.policy)
+            condition.settings(
+                workshop.model if condition.system == STREAMING else workshop.base, plan.policy
+            )
             | ({"batch": plan.batch} if plan.batch > 1 else {}),
             audio,
             resume=plan.resume,
@@ -159,7 +161,7 @@ def evaluate(
         for condition in plan.conditions
     }
     log = Log(plan.out / ALIGNMENT)
-    timed = _known_times(plan, log, workshop.model, audio)
+    timed = _known_times(plan, log, workshop.base, audio)
     machine = _machine(plan, workshop)
     alignments = [
         Alignment(one) for one in plan.utterances if one.words is None and one.text and one.id not in timed
@@ -174,7 +176,7 @@ def evaluate(
             one = task.utterance
             timed[one.id] = result
             words = [[word.word, word.start_s, word.end_s] for word in result]
-            known = {"id": one.id, "model": workshop.model, "audio": audio[one.id], "text": one.text}
+            known = {"id": one.id, "model": workshop.base, "audio": audio[one.id], "text": one.text}
             log.append(known | {"words": words})
             n_done += 1
             progress(n_done, total, "aligning")
@@ -226,7 +228,7 @@ def _report(
         run = runs[condition]
         recognised = [(one, run.traces[one.id]) for one in utterances]
         kept = {} if run.grew else kept_entries(run.folder)  # they are about the traces that were there
-        extra = {"word_times": _clock(plan.utterances, timed, workshop.model), **kept}
+        extra = {"word_times": _clock(plan.utterances, timed, workshop.base), **kept}
         made = report(run.settings, recognised, run.machine, extra)
         made.summary.update(_compute_ratios(condition, made, reports))
         reports[condition] = made

@@ -27,15 +27,24 @@ class Report(StrEnum):
     STREAMS = "streams"
     MEMORY = "memory"
     LONG = "long"
+    LOOKAHEAD = "lookahead"
+
+
+ALL_FOUR = (Report.COMPUTE, Report.STREAMS, Report.MEMORY, Report.LONG)
 
 
 class House(Protocol):
     """What the front door hands to a command that lives in a room (asr_stream.py)."""
 
     def build_engine(self, model: str, **how: Any) -> Any: ...
+    def set_by_user(self, context: typer.Context) -> set[str]: ...
+    def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
     def describe_adapter(self, model: str, adapter: str | None) -> str: ...
     def describe_machine(self) -> dict[str, Any]: ...
     def load_utterances(self, data: Path) -> Sequence[Any]: ...
+    def measure_lookahead(
+        self, models: Sequence[str], utterances: Sequence[Any], out: Path, **how: Any
+    ) -> Any: ...
     def measure_long(self, engine: Any, utterances: Sequence[Any], options: Any, **how: Any) -> Any: ...
     def serve_command(self, model: str, adapter: str | None, **flags: object) -> list[str]: ...
 
@@ -55,7 +64,8 @@ def bench(
         typer.Argument(
             metavar="REPORT",
             help="compute: what a chunk costs one stream, and which stage. streams: how many streams at once. "
-            "memory: of each stream. long: an hour in one session. All four if none is named.",
+            "memory: of each stream. long: an hour in one session. All four if none is named. lookahead: error "
+            "rate against latency of transducers, one after another.",
         ),
     ] = None,
     streams: Annotated[
@@ -69,12 +79,29 @@ def bench(
         float, typer.Option(min=1, help="streams, memory: that each client speaks, per trial.")
     ] = 30,
     minutes: Annotated[float, typer.Option(min=0.1, help="long: of joined clips.")] = 60,
-    seed: Annotated[int, typer.Option(help="long: of the pauses between clips.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="long: of the pauses between clips. lookahead: of the shuffling.")
+    ] = 0,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            help="lookahead: adaptive, shuffled, causal, layerwise:1,1,0,0 or chunked:9, as often as you like; what "
+            "each model was trained for if not given.",
+        ),
+    ] = None,
     data: Annotated[Path, typer.Option(help="A manifest or LibriSpeech tree.")] = SAMPLES / "manifest.jsonl",
     out: Annotated[Path | None, typer.Option(help="Folder of the reports; runs/... if not given.")] = None,
-    model: Annotated[str, typer.Option(help="Base model: tiny.en, base.en or a checkpoint.")] = "tiny.en",
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="tiny.en (if not given), base.en, a checkpoint's path, or a transducer as in `models list`. "
+            "lookahead: transducers or folders of heads, as many as you like.",
+        ),
+    ] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="Folder of an adapter instead of the shipped one.")
+        str | None, typer.Option(help="Folder of an adapter or a head instead of the shipped one.")
     ] = None,
     chunk_ms: Annotated[int, typer.Option(help="Audio per step; `compute` compares several.")] = 300,
     delay_ms: Annotated[int, typer.Option(help="How long after its end a word is due.")] = 160,
@@ -91,6 +118,18 @@ def bench(
     from streaming.session import SessionOptions
 
     house: House = context.obj
+    if Report.LOOKAHEAD in (reports or ()):
+        if len(set(reports or ())) > 1:
+            raise ValueError("lookahead is about models of its own: ask for it alone")
+        _lookahead(house, models or [], house.load_utterances(data), out, policies or [], seed)
+        return
+    if policies:
+        raise ValueError("--policy is for lookahead")
+    model, *others = models or ["tiny.en"]
+    if others:
+        raise ValueError("these reports are about one --model; lookahead compares several")
+    if house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context)):
+        delay_ms = 0
     bench = Bench(
         house,
         model,
@@ -116,7 +155,7 @@ def bench(
         "machine": house.describe_machine(),
     }
     compared = {"chunk_ms": chunk_ms, "beam": beam}  # by `compute`, whose rows say which
-    for name in dict.fromkeys(reports or ([Report.STREAMS] if streams else Report)):
+    for name in dict.fromkeys(reports or ([Report.STREAMS] if streams else ALL_FOUR)):
         measured: Measured | None = None
         try:
             for so_far in bench.reports[name]():
@@ -127,6 +166,27 @@ def bench(
                 _write(out, name, {"report": name.value} | header | own, measured)
                 Console().print(measured.table())
                 tell(f"{out / name}.json")
+
+
+def _lookahead(
+    house: House,
+    models: Sequence[str],
+    utterances: Sequence[Any],
+    out: Path | None,
+    policies: Sequence[str],
+    seed: int,
+) -> None:
+    from server.terminal import progress, tell
+
+    if not models:
+        raise ValueError(
+            "name one --model or more: transducers, such as ancat-tiny.en-320, or folders of heads"
+        )
+    out = out or Path("runs") / "bench-lookahead"
+    with progress("lookahead") as show:
+        page = house.measure_lookahead(models, utterances, out, policies=policies, seed=seed, progress=show)
+    page.write(out)
+    tell(f"{out / 'report.md'}")
 
 
 @dataclass(frozen=True)

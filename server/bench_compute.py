@@ -18,10 +18,14 @@ from asr.encoder import Encoder
 from asr.mel import LogMel
 from asr.offline import OfflineDecoder
 from asr.search import GreedySearch
+from asr.transducer.executor import Executor
+from asr.transducer.search import TransducerSearch
+from asr.transducer.trunk import Trunk
 from streaming.endpoint import VoiceActivity
 from streaming.listen import raise_fatal
-from streaming.recognizer import Recognizer
+from streaming.recognizer import WhisperRecognizer
 from streaming.session import SessionOptions
+from streaming.transducer import TransducerRecognizer
 
 if TYPE_CHECKING:
     from streaming.engine import Engine
@@ -36,7 +40,11 @@ HOOKS: tuple[tuple[str, type, str], ...] = (  # (stage, and a method that does i
     ("rescoring", BeamSearch, "_rescore"),
     ("extension", GreedySearch, "_extend"),
     ("extension", BeamSearch, "_extend"),
-    ("word times", Recognizer, "words"),
+    ("encoder", Trunk, "step"),
+    ("adaptive layers", Executor, "step"),
+    ("transducer search", TransducerSearch, "step"),
+    ("word times", WhisperRecognizer, "words"),
+    ("word times", TransducerRecognizer, "words"),
     (SECOND_PASS, OfflineDecoder, "transcribe"),
 )
 STAGES = tuple(dict.fromkeys(stage for stage, _, _ in HOOKS))
@@ -112,13 +120,14 @@ class ComputeReport:
             stages.add_column(heading, justify="right")
         for heading in ("median", "95 %", "longest", "compute / audio", "second pass / audio"):
             times.add_column(heading, justify="right")
-        for heading in self.rows[0].stages_ms:
+        taken = [stage for stage in self.rows[0].stages_ms if any(row.stages_ms[stage] for row in self.rows)]
+        for heading in taken:
             stages.add_column(heading, justify="right")
         for row in self.rows:
             options = [str(value) for value in row.options.values()]
             milliseconds = [f"{ms:.1f} ms" for ms in (row.p50_ms, row.p95_ms, row.max_ms)]
             times.add_row(*options, *milliseconds, f"{row.rtf:.3f}", f"{row.second_pass_rtf:.3f}")
-            stages.add_row(*options, *(f"{ms:.1f}" for ms in row.stages_ms.values()))
+            stages.add_row(*options, *(f"{row.stages_ms[stage]:.1f}" for stage in taken))
         return Group(times, stages)
 
 

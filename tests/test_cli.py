@@ -3,6 +3,7 @@
 tiny.en without an adapter hears; it streams badly, so only finals, which the second pass makes, are compared.
 """
 
+import copy
 import json
 import signal
 import subprocess
@@ -20,8 +21,11 @@ from typer.testing import CliRunner, Result
 import asr_stream
 from adapters.shipped import AdapterError
 from asr.audio import read_audio, stream_audio
+from asr.checkpoint import Whisper
+from asr.transducer.model import save_head
 from eval.wer import count_edits
 from streaming.session import SessionOptions
+from tests.streaming.transducers import random_transducer
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
@@ -188,6 +192,7 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
     ("words", "message"),
     [
         (("transcribe", CLIP, "--model", "huge.xx"), "name one of tiny.en, base.en, or a checkpoint's path"),
+        (("transcribe", CLIP, "--model", "ancat-tiny.en-9"), "no transducer ancat-tiny.en-9 comes with"),
         (("transcribe", CLIP, "--model", CLIP), "comes with the project (it has those of: tiny.en, base.en)"),
         (("transcribe", CLIP, "--model", CLIP, "--adapter", "none"), "neither an OpenAI checkpoint"),
         (("transcribe", CLIP, "--chunk-ms", 310), "chunk_ms must be 100 to 1000 in steps of 20, not 310"),
@@ -341,6 +346,55 @@ def test_alignment_and_training_go_on_where_they_stopped(cli, make_tiny, tmp_pat
     done = cli(*words)
     assert (done.exit_code, done.stdout) == (0, f"the adapter is in {run / 'adapter'}\n"), done.exception
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def head(tiny_en: Whisper, tmp_path_factory) -> Path:
+    """The folder of a transducer that says nonsense, with its trunk beside it."""
+    from adapters import lora
+
+    folder = tmp_path_factory.mktemp("heads")
+    trunk = lora.attach(copy.deepcopy(tiny_en), encoder_rank=2, decoder_rank=0)
+    lora.save(trunk, folder / "ancat-tiny.en", kind=lora.TRUNK)
+    facts = {"base": "tiny.en", "trunk": "ancat-tiny.en"}
+    save_head(random_transducer(tiny_en, 0), folder / "ancat-tiny.en-320", facts)
+    return folder / "ancat-tiny.en-320"
+
+
+def test_a_transducer_is_a_model_like_any_other(cli, head: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("adapters.shipped.WEIGHTS", head.parent)
+    done = cli("transcribe", CLIP, "--model", head.name, "--delay-ms", 200)
+    assert done.exit_code == 0, done.exception
+    assert "young man" in done.stdout  # the second pass
+    assert (
+        done.stderr == f"{head.name} has learnt when to wait: the delay that was asked for does not apply\n"
+    )
+    assert head.name in cli("models", "list").stdout
+    assert Path(cli("models", "path", head.name).stdout.strip()).name == "tiny.en.pt"
+
+
+def test_a_transducer_is_evaluated_like_any_other(cli, head: Path, tmp_path: Path):
+    clip = next(line for line in (SAMPLES / "manifest.jsonl").read_text().splitlines() if CLIP.name in line)
+    manifest, run = tmp_path / "manifest.jsonl", tmp_path / "run"
+    manifest.write_text(json.dumps(json.loads(clip) | {"audio": str(CLIP)}))
+    words = ("eval", manifest, "--out", run, "--final-pass", "none", "--jobs", 1, "--baselines", "offline")
+    done = cli(*words, "--model", "tiny.en", "--adapter", head)
+    assert (done.exit_code, done.stderr) == (0, ""), done.exception
+    report = json.loads((run / "report.json").read_text())
+    assert report["policy"].startswith(f"{head.name} ")
+    assert (report["delay_ms"], report["final_pass"]) == (0, "none")
+    assert report["word_times"] == "the reference aligned by tiny.en (1)"
+    assert [one["model"] for one in report["baselines"].values()] == ["tiny.en"]
+
+
+def test_a_server_tells_its_clients_that_there_is_no_delay(cli, head: Path, monkeypatch):
+    served = []
+    monkeypatch.setattr("server.app.serve", lambda settings, engine: served.append(settings))
+    monkeypatch.setattr(asr_stream, "build_engine", lambda *_, **__: None)
+    monkeypatch.setenv("ASR_STREAM_MODEL", str(head))
+    assert "does not apply" not in cli("serve").stderr
+    assert "does not apply" in cli("serve", "--delay-ms", 200).stderr
+    assert [settings.delay_ms for settings in served] == [0, 0]
 
 
 def test_the_demonstration_runs_as_a_user_runs_it():

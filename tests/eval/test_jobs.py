@@ -14,7 +14,9 @@ MODEL = attrgetter("model")  # a task that any process can import
 def test_every_task_is_done_in_a_workshop_and_told_of_here(jobs: int) -> None:
     told: list[tuple[object, str]] = []
     tasks = [MODEL, attrgetter("threads"), MODEL]
-    work(tasks, Workshop(list, "tiny.en", 3), jobs, lambda task, result: told.append((task, result)))
+    work(
+        tasks, Workshop(list, "tiny.en", "tiny.en", 3), jobs, lambda task, result: told.append((task, result))
+    )
     assert sorted(str(result) for _, result in told) == ["3", "tiny.en", "tiny.en"]
 
 
@@ -24,7 +26,7 @@ def test_an_interruption_ends_the_processes_too() -> None:
 
     before = multiprocessing.active_children()
     with pytest.raises(KeyboardInterrupt):
-        work([MODEL] * 9, Workshop(list, "tiny.en"), 2, interrupt)
+        work([MODEL] * 9, Workshop(list, "tiny.en", "tiny.en"), 2, interrupt)
     assert multiprocessing.active_children() == before
 
 
@@ -32,5 +34,5 @@ def test_what_a_task_raises_ends_the_work() -> None:
     told: list[object] = []
     tasks = [MODEL, attrgetter("nothing"), MODEL]
     with pytest.raises(AttributeError, match="nothing"):
-        work(tasks, Workshop(list, "tiny.en"), 1, lambda task, _: told.append(task))
+        work(tasks, Workshop(list, "tiny.en", "tiny.en"), 1, lambda task, _: told.append(task))
     assert told == [MODEL]

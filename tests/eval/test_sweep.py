@@ -37,7 +37,7 @@ def run(
     scripted: Any, some: list[Utterance], out: Path, *, ask: list[Condition] | None = None, **how: Any
 ) -> Any:
     plan = Plan(some, ask or [STREAM], out, **how)
-    return evaluate(plan, Workshop(lambda: scripted, "scripted"))
+    return evaluate(plan, Workshop(lambda: scripted, "scripted", "scripted"))
 
 
 def one(reports: dict[Condition, Report]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_from_files_to_numbers(engine: Callable, utterances: list[Utterance], tm
     scripted, out = engine(), tmp_path / "out"
     plan = Plan(utterances, [STREAM], out, policy="by hand")
     [made] = evaluate(
-        plan, Workshop(lambda: scripted, "scripted"), lambda n, of, _: told.append((n, of))
+        plan, Workshop(lambda: scripted, "scripted", "scripted"), lambda n, of, _: told.append((n, of))
     ).values()
     assert scripted.opened == WARM_UP + len(utterances)
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
@@ -141,7 +141,7 @@ def test_a_report_says_what_its_traces_were_measured_on(
 ) -> None:
     def threads(some: list[Utterance], n: int) -> int:
         plan = Plan(some, [STREAM], tmp_path / "out")
-        [made] = evaluate(plan, Workshop(engine, "scripted", n)).values()
+        [made] = evaluate(plan, Workshop(engine, "scripted", "scripted", n)).values()
         return int(made.summary["machine"]["threads"])
 
     assert threads(utterances[:1], 1) == 1
@@ -194,7 +194,7 @@ def test_references_without_times_are_aligned_once(
     bare = [Utterance(one.id, one.audio, one.text) for one in utterances]
 
     def go(some: list[Utterance]) -> dict[str, Any]:
-        workshop, scripted = Workshop(engine, "scripted"), object()
+        workshop, scripted = Workshop(engine, "scripted", "scripted"), object()
         workshop.decoder = scripted  # type: ignore[assignment]
         [made] = evaluate(Plan(some, [STREAM], tmp_path / "out"), workshop).values()
         return made.summary

@@ -1,0 +1,45 @@
+"""A base model and what we add to it -> the modules that stream, adapters merged."""
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from adapters import lora
+from adapters.shipped import AdapterError
+from asr.checkpoint import Whisper
+from asr.transducer.model import Transducer, load_head
+
+
+def causal(base: Whisper, adapter: Path | None) -> Whisper:
+    """A copy of `base` with the adapter merged; None leaves it as it is, which does not stream well.
+
+    Raises:
+        AdapterError: see `lora.load`.
+    """
+    return _merged(copy.deepcopy(base), adapter, lora.CARELESS)
+
+
+def transducer(base: Whisper, trunk: Path | None, head: Path, dtype: torch.dtype) -> Transducer:
+    """The head in `head` on a trunk made of a copy of `base`.
+
+    Args:
+        trunk: the trunk's adapter; None leaves the encoder as it is, for experiments.
+        dtype: that the trunk computes in. The head is small, and decides in float32.
+
+    Raises:
+        AdapterError: trunk or head are missing, or do not fit this model.
+    """
+    encoder = _merged(copy.deepcopy(base), trunk, lora.TRUNK).encoder
+    try:
+        model = load_head(encoder, head)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterError(f"the head in {head} cannot be put on this model: {reason}") from error
+    model.trunk.encoder.to(dtype)
+    return model
+
+
+def _merged(model: Whisper, adapter: Path | None, kind: lora.Kind) -> Whisper:
+    return model if adapter is None else lora.merge(lora.load(model, adapter, kind=kind))

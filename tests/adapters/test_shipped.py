@@ -1,0 +1,108 @@
+"""What a model's name stands for, and the modules that come of it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters import loading, lora, shipped
+from adapters.shipped import ADAPTER_FILE, HEAD_FILE, AdapterError, Model, find
+from asr.checkpoint import Whisper
+from asr.transducer.model import save_head
+from asr.weights import WeightsError
+from tests.streaming.transducers import random_transducer
+
+FACTS = {"base": "tiny.en", "trunk": "ancat-tiny.en"}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A trunk and two heads, empty but for what names them."""
+    for name in ("ancat-tiny.en-80", "ancat-tiny.en-320"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / HEAD_FILE).write_text(json.dumps(FACTS))
+    (tmp_path / "ancat-tiny.en").mkdir()
+    (tmp_path / "ancat-tiny.en" / ADAPTER_FILE).touch()
+    return tmp_path
+
+
+def test_names_of_what_comes_with_the_project(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = find("tiny.en")
+    assert own.adapter == shipped.WEIGHTS / "careless-tiny.en"
+    assert not own.decides_when_to_wait
+    assert own.description.startswith("careless-tiny.en ")
+    assert find("tiny.en", "none") == Model("tiny.en", None)
+    assert find("tiny.en", "none").description == "no adapter"
+    monkeypatch.setattr(shipped, "WEIGHTS", folders)
+    assert shipped.transducers() == ["ancat-tiny.en-320", "ancat-tiny.en-80"]
+    found = find("ancat-tiny.en-320")
+    assert found == Model("tiny.en", folders / "ancat-tiny.en", folders / "ancat-tiny.en-320")
+    assert found.decides_when_to_wait
+
+
+def test_folders_of_a_user(folders: Path) -> None:
+    head, trunk = folders / "ancat-tiny.en-80", folders / "ancat-tiny.en"
+    assert find(str(head)) == find("tiny.en", str(head)) == Model("tiny.en", trunk, head)
+    assert find(str(head), "none") == Model("tiny.en", None, head)
+    assert find(str(head), "elsewhere") == Model("tiny.en", Path("elsewhere"), head)
+    assert find("tiny.en", str(trunk)) == Model("tiny.en", trunk)
+
+
+def test_what_is_not_there_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "WEIGHTS", folders / "none")
+    with pytest.raises(
+        AdapterError, match=r"no transducer ancat-tiny\.en-9 comes with the project \(it has: none"
+    ):
+        find("ancat-tiny.en-9")
+    with pytest.raises(AdapterError, match=r"no adapter for tiny\.en comes with the project"):
+        find("tiny.en")
+    with pytest.raises(WeightsError, match="name one of"):
+        find("ancat-tiny.en")
+    head = folders / "ancat-tiny.en-80"
+    (folders / "ancat-tiny.en" / ADAPTER_FILE).unlink()
+    with pytest.raises(AdapterError, match=r"put the folder ancat-tiny\.en beside it"):
+        find(str(head))
+    (head / HEAD_FILE).write_text(json.dumps({**FACTS, "base": "huge.en"}))
+    with pytest.raises(WeightsError, match="name one of"):
+        find(str(head))
+    (head / HEAD_FILE).write_text("{}")
+    with pytest.raises(AdapterError, match="does not say which base it is for"):
+        find(str(head))
+
+
+def test_a_transducer_is_put_together(make_tiny: Callable[[int], Whisper], tmp_path: Path) -> None:
+    base, trunk, head = make_tiny(0), tmp_path / "ancat-tiny.en", tmp_path / "ancat-tiny.en-320"
+    adapted = lora.attach(make_tiny(0), encoder_rank=2, decoder_rank=0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_()
+    lora.save(adapted, trunk, kind=lora.TRUNK)
+    made = random_transducer(make_tiny(0), 1)
+    made.trunk.mix.fill_(0.5)
+    save_head(made, head, FACTS)
+    loaded = loading.transducer(base, trunk, head, torch.bfloat16)
+    assert loaded.trunk.encoder.conv1.weight.dtype == torch.bfloat16
+    for name, weight in made.head_state().items():
+        torch.testing.assert_close(loaded.head_state()[name], weight, atol=1e-2, rtol=1e-2)
+        assert loaded.head_state()[name].dtype == torch.float32
+    query = base.encoder.blocks[0].attn.query.weight
+    assert torch.equal(query, make_tiny(0).encoder.blocks[0].attn.query.weight)  # the second pass has it
+    assert not torch.allclose(loaded.trunk.encoder.blocks[0].attn.query.weight.float(), query, atol=0.1)
+
+    found = find(str(head))
+    assert found.description.startswith("ancat-tiny.en-320 ")
+    before = found.description
+    save_head(random_transducer(make_tiny(0), 2), head, FACTS)
+    assert found.description != before
+
+    lora.save(adapted, tmp_path / "other")
+    with pytest.raises(AdapterError, match="not taught what this version asks of a trunk"):
+        loading.transducer(base, tmp_path / "other", head, torch.float32)
+    (head / "head.safetensors").write_bytes(b"cut")
+    with pytest.raises(AdapterError, match="cannot be put on this model"):
+        loading.transducer(base, trunk, head, torch.float32)
+    (head / "pieces.model").unlink()
+    with pytest.raises(AdapterError, match=r"pieces\.model"):
+        loading.transducer(base, trunk, head, torch.float32)

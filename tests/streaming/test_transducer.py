@@ -1,0 +1,216 @@
+"""The transducer as a recogniser, and behind an engine: what was waited for is not lost when a window ends."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import streaming.engine
+from asr.biasing import Guidance
+from asr.checkpoint import Whisper
+from streaming.endpoint import EndpointOptions, samples_in
+from streaming.engine import Engine
+from streaming.events import Endpoint, Final, Partial
+from streaming.recognizer import FLUSH_MS
+from streaming.session import SessionOptions
+from streaming.transducer import FRONT_END, TransducerRecognizer, TransducerState
+from tests.contract import CHECKS, Check, Outputs, Subject, fill_with_nan, random_noises
+from tests.streaming.test_engine import (
+    IMPATIENT,
+    NO_SECOND_PASS,
+    RATE,
+    TWO_UTTERANCES,
+    EngineSubject,
+    LoudVoice,
+    Speaker,
+    converse,
+    finals_of,
+    speech,
+    work_off,
+)
+from tests.streaming.transducers import tiny_transducer
+
+FEATURE, FRONT = 640, 200  # samples of a feature, and beyond it
+
+
+class TransducerSubject(Subject):
+    """Each piece that is said, and when it could be."""
+
+    def __init__(self) -> None:
+        self.stage = TransducerRecognizer(tiny_transducer())
+        self.n, self.longest = 30_000, 9_600
+
+    def inputs(self, rows: int, seed: int) -> Tensor:
+        return random_noises(rows, self.n, seed)
+
+    def step(self, x: Tensor, state: TransducerState, rows: Tensor) -> list[Outputs]:
+        before = [len(self.stage.said(state, row).tokens) for row in rows.tolist()]
+        hypotheses, _ = self.stage.step(x, state, rows)
+        return [
+            list(zip(said.tokens, said.frames, strict=True))[n:]
+            for said, n in zip(hypotheses, before, strict=True)
+        ]
+
+    def due(self, i: int, output: tuple[int, int]) -> int:
+        """With the last sample that the newest feature it waited for needs."""
+        return output[1] // 2 * FEATURE + FRONT
+
+    def poison(self, state: TransducerState) -> None:
+        fill_with_nan(state)
+        for layer in state.executor.layers:
+            fill_with_nan(layer)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_contract(check: Check) -> None:
+    check(TransducerSubject())
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("n", [FEATURE * 40, FEATURE * 40 + 1, FEATURE * 41 - 1])
+def test_a_flushed_window_has_said_what_the_whole_of_it_says(n: int, beam: int) -> None:
+    """The offline pass under the schedulers' own masks, spans ending with the last feature that has any audio."""
+    model = tiny_transducer()
+    recognizer, row = TransducerRecognizer(model), torch.tensor([1])
+    state, guidance = recognizer.init_state(2), [Guidance(beam)]
+    recognizer.reset(state, row, guidance=guidance)
+    noise = random_noises(1, n, seed=1)
+    for piece in noise.split(4_800, dim=1):
+        recognizer.step(piece, state, row)
+    waiting, n_heard = recognizer.said(state, 1), state.search.rows[1].n_frames
+    recognizer.flush(state, 1, guidance[0], behind=samples_in(FLUSH_MS))
+    said = recognizer.settle(state, 1)
+    assert n_heard < state.search.rows[1].n_frames == -(-n // FEATURE)
+    assert said.tokens[: waiting.stable] == waiting.tokens[: waiting.stable]
+    assert said.stable == len(said.tokens)
+
+    mel, _ = recognizer.mel.step(
+        torch.cat([noise, torch.zeros(1, FRONT_END)], 1), recognizer.mel.init_state(1), row * 0
+    )
+    features, _ = model.trunk.step(mel, model.trunk.init_state(1), row * 0)
+    assert features.shape[1] == -(-n // FEATURE)
+    frames, schedule = model.encoder(features, torch.tensor([features.shape[1]]))
+    search = recognizer.search.init_state(1)
+    recognizer.search.reset(search, row * 0, widths=[beam])
+    counts = torch.tensor([frames.shape[1]])
+    (whole,) = recognizer.search.step(frames, counts, schedule.done, search, row * 0)
+    assert (said.tokens, said.frames) == (whole.tokens, whole.frames)
+
+
+def test_hotwords_are_favoured_and_neither_delay_nor_prompt_reaches_it() -> None:
+    recognizer = TransducerRecognizer(tiny_transducer())
+    options = SessionOptions(beam=2, prompt="Hats.", delay_ms=600, hotwords=("sad map",), hotword_boost=10)
+    guidance = recognizer.guidance(options, Guidance(prompt=(1, 2)))
+    assert (guidance.beam, guidance.prompt, guidance.delay_s) == (2, (), None)
+    texts = []
+    for wishes in (guidance, recognizer.guidance(SessionOptions(), Guidance())):
+        state, row = recognizer.init_state(1), torch.tensor([0])
+        recognizer.reset(state, row, guidance=[wishes])
+        (said,), _ = recognizer.step(random_noises(1, 3 * RATE, seed=0), state, row)
+        texts.append(recognizer.vocabulary.text(list(said.tokens)))
+    assert "sad map" in texts[0]
+    assert "sad map" not in texts[1]
+
+
+# --- behind an engine -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_engine(tiny: Whisper, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
+    monkeypatch.setattr(streaming.engine, "VoiceActivity", LoudVoice)
+    made: list[Engine] = []
+
+    def make(slots: int = 2, endpoint: EndpointOptions = IMPATIENT) -> Engine:
+        recognizer = TransducerRecognizer(tiny_transducer())
+        made.append(Engine(recognizer, tiny, "ancat", slots, final_pass_thread=False, endpoint=endpoint))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The text before and after each flush."""
+    seen: list[tuple[str, str]] = []
+    flush = TransducerRecognizer.flush
+
+    def watched(self: TransducerRecognizer, state: TransducerState, row: int, *how: Any, **rest: Any) -> Any:
+        before = self.vocabulary.text(list(self.said(state, row).tokens))
+        said = flush(self, state, row, *how, **rest)
+        seen.append((before, self.vocabulary.text(list(said[-1].tokens))))
+        return said
+
+    monkeypatch.setattr(TransducerRecognizer, "flush", watched)
+    return seen
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_contract_of_sessions(make_engine: Callable[..., Engine], check: Check) -> None:
+    check(EngineSubject(make_engine))
+
+
+def test_a_pause_ends_what_was_waited_for(
+    make_engine: Callable[..., Engine], flushed: list[tuple[str, str]]
+) -> None:
+    engine = make_engine()
+    events = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
+    assert finals_of(events) == [after for _, after in flushed]
+    assert len(flushed) == 2
+    assert any(len(after) > len(before) for before, after in flushed)
+    for utterance in (0, 1):
+        partials = [e for e in events if isinstance(e, Partial) and e.utterance == utterance]
+        assert len(partials) > 2
+        assert partials[-1].stable == len(partials[-1].text)
+        for before, after in pairwise(partials):
+            assert after.text[: before.stable] == before.text[: before.stable]
+
+
+def test_who_ends_an_utterance_gets_what_was_waited_for(
+    make_engine: Callable[..., Engine], flushed: list[tuple[str, str]]
+) -> None:
+    engine = make_engine()
+    session = engine.open(NO_SECOND_PASS)
+    session.receive_samples(TWO_UTTERANCES[: int(1.1 * RATE)])
+    session.finalize()
+    work_off(engine)
+    *_, shown, endpoint, final = session.events()
+    assert isinstance(final, Final)
+    assert isinstance(shown, Partial)
+    assert endpoint == Endpoint(0, 1_100)
+    assert [final.text, shown.text] == [flushed[0][1]] * 2
+    assert len(flushed[0][1]) > len(flushed[0][0])
+    assert final.text == " ".join(word.text for word in final.words)
+    assert all(0 <= word.start_ms <= word.end_ms <= final.audio_ms for word in final.words)
+
+
+def test_a_full_window_turns_before_the_positions_end(
+    make_engine: Callable[..., Engine], flushed: list[tuple[str, str]]
+) -> None:
+    """Whisper's encoder has positions for 30 s; no sample is lost or heard by two second passes."""
+    engine = make_engine(1, EndpointOptions())
+    speaker = engine._final_pass._decoder = Speaker("so", "it", "goes")
+    samples = speech((0.0, 31.0), seconds=31.0)
+    events = converse(engine, engine.open(SessionOptions(chunk_ms=1000)), samples, packet=RATE)
+    assert len(finals_of(events)) == len(speaker.heard) == len(flushed) == 2
+    heard = np.concatenate(speaker.heard)
+    assert np.array_equal(heard[: len(samples)], samples)
+    assert not heard[len(samples) :].any()
+    whole = max((e for e in events if isinstance(e, Partial) and e.utterance == 0), key=lambda e: e.audio_ms)
+    assert flushed[0][1].startswith(whole.text)  # what is behind the cut is heard again
+    assert len(whole.text) < len(flushed[0][1])
+    last = [e for e in events if isinstance(e, Partial)][-1]
+    assert last.text == flushed[1][1]
+
+
+def test_the_second_pass_has_the_last_word(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    engine._final_pass._decoder = Speaker("Much", "better.")
+    events = converse(engine, engine.open(SessionOptions(chunk_ms=100, prompt="Hats.")), TWO_UTTERANCES)
+    assert finals_of(events) == ["Much better."] * 2
+    assert any(isinstance(event, Partial) for event in events)
