@@ -1,6 +1,7 @@
 // Where sound comes from: the microphone, or a file that is played through. Frames are mono Int16Arrays.
 
 const RATE = 16_000; // Hz, what the model hears: the browser resamples
+const MOST_RATE = 48_000; // Hz, what the server takes
 const TAIL_MS = 200; // of silence behind a file, so that its last frame is whole
 
 /** What went wrong, in words for the person at the page. */
@@ -65,11 +66,11 @@ async function joined(join) {
   for (const options of [{ sampleRate: RATE }, {}]) {
     const context = new AudioContext(options);
     try {
-      return [context, join(context)];
+      if (context.sampleRate <= MOST_RATE) return [context, join(context)];
     } catch (error) {
-      await context.close();
       if (error.name !== "NotSupportedError") throw error;
     }
+    await context.close();
   }
   throw new CaptureError("This browser cannot listen to the microphone at its sample rate: choose 48 kHz for it.");
 }

@@ -120,6 +120,7 @@ class Page:
                 key=key,
                 code=key,
                 windowsVirtualKeyCode=codes[key],
+                modifiers=8 if shift else 0,
                 **text,
             )
 
