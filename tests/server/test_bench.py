@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -191,8 +192,16 @@ def test_compute_is_measured_stage_by_stage(tiny: Whisper, jfk) -> None:
 class House:
     """A front door without models: one report is scripted by each test."""
 
-    def __init__(self, long: Callable[..., object]) -> None:
+    def __init__(self, long: Callable[..., object], *, decides: bool = False) -> None:
         self.measure_long = long
+        self.decides = decides
+
+    def set_by_user(self, context: typer.Context) -> set[str]:
+        return {"delay_ms"}
+
+    def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool:
+        assert asked
+        return self.decides
 
     def build_engine(self, model: str, **how: object) -> str:
         assert how == {"slots": 1, "threads": None, "adapter": None, "final_pass_thread": False}
@@ -250,6 +259,18 @@ def test_a_report_is_written_with_what_it_depends_on(bench: Callable[..., Result
     assert written == expected | CapacityReport((trial(1, 50),), 1).as_json()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["long.json", "long.png"]
     assert "1 streams or more in time" in done.stdout
+
+
+def test_a_model_that_decides_when_to_wait_is_asked_for_no_delay(
+    bench: Callable[..., Result], tmp_path: Path
+) -> None:
+    def long(engine: str, utterances: list[str], options: SessionOptions, **how: object) -> CapacityReport:
+        assert options.delay_ms == 0
+        return CapacityReport((trial(1, 50),), 1)
+
+    done = bench(House(long, decides=True), "long", "--delay-ms", 400)
+    assert done.exit_code == 0, done.exception
+    assert json.loads((tmp_path / "out" / "long.json").read_text())["delay_ms"] == 0
 
 
 def test_ctrl_c_keeps_what_was_measured(
