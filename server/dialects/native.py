@@ -21,6 +21,7 @@ from server.dialects import (
     Step,
     Terms,
     authorization,
+    is_text,
 )
 from streaming.events import Closed, Event, Fault, Final, Partial
 from streaming.session import SessionOptions
@@ -174,8 +175,8 @@ class Native(Lifecycle):
         for name, value in wishes.items():
             if name not in STARTS:
                 return [_mistake("bad_text", f"start knows {', '.join(STARTS)}, not {name[:40]!r}")]
-            texts = value if isinstance(value, list) else []
-            if not isinstance(value, STARTS[name]) or isinstance(value, bool) or not _are_texts(texts):
+            texts = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+            if not isinstance(value, STARTS[name]) or isinstance(value, bool) or not all(map(is_text, texts)):
                 return [_mistake("bad_text", f"start: {name} is of the wrong type")]
         if "hotwords" in wishes:
             wishes["hotwords"] = tuple(wishes["hotwords"])
@@ -212,10 +213,6 @@ def _decimal(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{name} must be a number, not {text[:40]!r}") from None
-
-
-def _are_texts(values: list[object]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def _flag(name: str, text: str) -> bool:

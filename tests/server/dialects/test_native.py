@@ -105,6 +105,8 @@ def test_what_a_server_has_stands_unless_the_client_asks_otherwise():
         {"hotwords": [1]},
         {"hotwords": ["??"]},
         {"prompt": None},
+        {"prompt": "\ud800"},
+        {"hotwords": ["\udfff"]},
         {"colour": "red"},
     ],
 )
