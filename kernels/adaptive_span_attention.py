@@ -36,6 +36,10 @@ def adaptive_span_attention(q: Tensor, k: Tensor, v: Tensor, right: Tensor, left
         (B, H, T, D), in the type of v; scores and weights are float32.
     """
     assert q.shape == k.shape == v.shape and right.shape[:2] == (q.shape[0], q.shape[2])
+    if q.is_cuda:
+        from kernels import triton_adaptive_span
+
+        return triton_adaptive_span.attention(q, k, v, right, left)
     mask = span_mask(right, left)[:, None]
     scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
     scores = scores.masked_fill(~_window(q.shape[2], left, right.shape[2], q.device), -torch.inf)

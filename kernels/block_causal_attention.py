@@ -42,8 +42,10 @@ def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Te
         (B, H, 2 T, D)
     """
     assert q.dim() == 4 and q.shape == k.shape == v.shape and q.shape[2] == 2 * len(block)
-    if q.device.type != "cpu":
-        return masked_attention(q, k, v, block_causal_mask(block))
+    if q.is_cuda:
+        from kernels import triton_block_causal
+
+        return triton_block_causal.attention(q, k, v, block)
     n, step = len(block), torch.cat([block + 1, block])
     settled, provisional = [], []
     begin = known = 0  # provisional positions from `begin` on and settled ones from `known` on are to do

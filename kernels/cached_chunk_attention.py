@@ -34,6 +34,10 @@ def cached_chunk_attention(
         (B, H, tau, D), in the type of q; computed in the cache's.
     """
     assert q.dim() == 4 and k_cache.shape == v_cache.shape and len(slots) == len(lengths) == len(q)
+    if q.is_cuda:
+        from kernels import triton_slots
+
+        return triton_slots.attention(q, k_cache, v_cache, slots, lengths[:, None].expand(len(q), q.shape[2]))
     own, q = q.dtype, q.to(k_cache.dtype)
     rows = [
         F.scaled_dot_product_attention(

@@ -36,6 +36,10 @@ def limit_cross_attention(
         (B, H, u, D), in the type of q; computed in the cache's.
     """
     assert q.dim() == 4 and k_cache.shape == v_cache.shape and limits.shape == (q.shape[0], q.shape[2])
+    if q.is_cuda:
+        from kernels import triton_slots
+
+        return triton_slots.attention(q, k_cache, v_cache, slots, limits)
     own, q = q.dtype, q.to(k_cache.dtype)
     rows = []
     for i, slot in enumerate(slots.tolist()):

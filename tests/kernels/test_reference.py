@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kernels.cached_chunk_attention import cached_chunk_attention, cached_chunk_attention_reference
 from kernels.limit_cross_attention import limit_cross_attention, limit_cross_attention_reference
+from kernels.slot_append import slot_append, slot_append_reference
 
 SLOTS, CAPACITY = 5, 37
 SHAPES = [(1, 1, 1, 8), (2, 3, 5, 16), (4, 6, 14, 64), (3, 2, 7, 33)]  # B, H, queries, D
@@ -55,6 +56,19 @@ def test_limits_in_any_order() -> None:
     torch.testing.assert_close(
         limit_cross_attention(q, k, v, slots, limits), limit_cross_attention_reference(q, k, v, slots, limits)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slot_append(dtype: torch.dtype) -> None:
+    """New entries lie behind the old ones in the cache's type, and nothing else has changed."""
+    slots, starts = torch.tensor([4, 1]), torch.tensor([0, CAPACITY - 7])
+    k, v = drawn((2, 3, 7, 16), 3), drawn((2, 3, 7, 16), 4)
+    own, true = ([x.to(dtype) for x in cache(3, 16, {1: 30, 2: 9})] for _ in range(2))
+    slot_append(*own, slots, starts, k, v)
+    slot_append_reference(*true, slots, starts, k, v)
+    for mine, theirs in zip(own, true, strict=True):
+        torch.testing.assert_close(mine, theirs, equal_nan=True, atol=0, rtol=0)
+        assert mine[[4, 1]][:, :, :7].isnan().sum() == 0
 
 
 def test_references_are_attention() -> None:
