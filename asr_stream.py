@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from eval.datasets import Utterance
     from eval.document import Page
     from eval.longform import LongForm
-    from server.terminal import Show
+    from server.terminal import Interruption, Show
     from streaming.engine import Engine
     from streaming.session import SessionOptions
 
 ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
 #: Commands that live in a room: its module, with the command as `app`.
-COMMANDS = {"eval": "eval.command", "bench": "server.bench_command"}
+COMMANDS = {
+    "eval": "eval.command",
+    "bench": "server.bench_command",
+    "align": "adapters.align_command",
+    "train": "adapters.train_command",
+}
 SAMPLES = Path(__file__).parent / "samples"
 FAILED, INTERRUPTED = 2, 130  # exit codes
 
@@ -73,16 +78,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="Models: what there is, and getting base weights.", no_args_is_help=True)
-train_app = typer.Typer(help="Train what we add to the base models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
-app.add_typer(train_app, name="train")
 
 
 FinalPass = Literal["full", "none"]
 Model = Annotated[
     str, typer.Option(help="tiny.en, base.en, a checkpoint's path, or a transducer as in `models list`.")
 ]
-BaseModel = Annotated[str, typer.Option(help="Base model: tiny.en, base.en or the path of a checkpoint.")]
 Adapter = Annotated[
     str | None,
     typer.Option(help="Folder of an adapter or a head instead of the shipped one; `none` for experiments."),
@@ -237,6 +239,13 @@ def progress(what: str) -> "AbstractContextManager[Show]":
     from server.terminal import progress as bar
 
     return bar(what)
+
+
+def interruption() -> "Interruption":
+    """Ctrl-C as a question that long work answers when it can."""
+    from server.terminal import Interruption
+
+    return Interruption()
 
 
 def _session(
@@ -406,83 +415,6 @@ def mic(
                 await talk(local, chosen)
 
     asyncio.run(run())
-
-
-@app.command()
-def align(
-    manifest: Annotated[Path, typer.Argument(help="JSON lines with id, audio and text.", exists=True)],
-    out: Annotated[Path, typer.Option(help="Folder of the alignment; an interrupted one goes on.")],
-    model: BaseModel = "tiny.en",
-    batch: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 16,
-    words_from: Annotated[
-        Path | None, typer.Option(help="Alignment by another model: take its words.", exists=True)
-    ] = None,
-) -> None:
-    """Find out when each word of a training set ends, with the unmodified model."""
-    from adapters.align import align_manifest
-    from asr.checkpoint import load
-    from server.terminal import progress
-
-    with progress("aligning") as show:
-        n_clips = align_manifest(
-            manifest, out, load(model, device=_device()), batch=batch, words_from=words_from, progress=show
-        )
-    typer.echo(f"{n_clips} clips are in {out}")
-
-
-@train_app.command()
-def careless(
-    data: Annotated[Path, typer.Option(help="Folder that `align` wrote.", exists=True)],
-    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one goes on.")],
-    steps: Annotated[int, typer.Option(min=1)] = 3000,
-    batch_seconds: Annotated[float, typer.Option(help="Audio per step and device.")] = 120.0,
-    learning_rate: float = 5e-4,
-    encoder_rank: int = 128,
-    decoder_rank: int = 64,
-    seed: int = 0,
-    start_from: Annotated[
-        Path | None, typer.Option(help="Adapter of the same ranks to begin with.", exists=True)
-    ] = None,
-    model: BaseModel = "tiny.en",
-) -> None:
-    """Make Whisper causal: train the adapter of its encoder and decoder. Ctrl-C saves and ends."""
-    from adapters.align import ALIGNED, open_features, read_aligned
-    from adapters.data import Augmentation, Examples
-    from adapters.train import Recipe, Trainer
-    from asr.checkpoint import load
-    from server.terminal import Interruption, progress
-
-    clips = list(read_aligned(data / ALIGNED))
-    if not clips:
-        raise ValueError(f"{data} holds no aligned clips: run `asr-stream align` first")
-    base = load(model, device=_device())
-    recipe = Recipe(
-        steps=steps,
-        batch_seconds=batch_seconds,
-        learning_rate=learning_rate,
-        encoder_rank=encoder_rank,
-        decoder_rank=decoder_rank,
-        seed=seed,
-    )
-    examples = Examples(clips, base.vocabulary, Augmentation(), seed)
-    trainer = Trainer(base, examples, open_features(data, base.dims.n_audio_state), recipe, out, start_from)
-    with Interruption() as interruption, progress("training") as show:
-
-        def after_step(step: int, record: dict[str, float]) -> None:
-            losses = (f"{name} {record[name]:.3f}" for name in ("words", "waits", "distillation"))
-            show(step, steps, ", ".join(losses))
-            if interruption.asked:
-                trainer.save()
-                raise KeyboardInterrupt
-
-        trainer.run(progress=after_step)
-    typer.echo(f"the adapter is in {out / 'adapter'}")
-
-
-def _device() -> str:
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 @models_app.command("list")

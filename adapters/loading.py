@@ -25,13 +25,15 @@ def transducer(base: Whisper, trunk: Path | None, head: Path, dtype: torch.dtype
     """The head in `head` on a trunk made of a copy of `base`.
 
     Args:
-        trunk: the trunk's adapter; None leaves the encoder as it is, for experiments.
+        trunk: the trunk's adapter, or a causal Whisper's, of which the encoder is taken; None leaves the encoder as
+            it is, for experiments.
         dtype: that the trunk computes in. The head is small, and decides in float32.
 
     Raises:
         AdapterError: trunk or head are missing, or do not fit this model.
     """
-    encoder = _merged(copy.deepcopy(base), trunk, lora.TRUNK).encoder
+    kind = lora.CARELESS if trunk and (trunk / lora.CARELESS.file).is_file() else lora.TRUNK
+    encoder = _merged(copy.deepcopy(base), trunk, kind).encoder
     try:
         model = load_head(encoder, head)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 
 from adapters import lora
 from adapters.align import ALIGNED, read_aligned
@@ -115,7 +114,8 @@ class Stages:
             recipe = replace(recipe, policy=kind, target_ms=float(target or recipe.target_ms))
         model = self._train(name, recipe, cache, start="any")
         folder = self.out / f"{self.trunk_name}-{name.removeprefix('adaptive-')}"
-        facts: dict[str, Any] = {"base": self.plan.base, "trunk": self.trunk_name, "policy": recipe.policy}
+        trunk = self.trunk_name if self.plan.trunk.steps else self.careless.name
+        facts: dict[str, Any] = {"base": self.plan.base, "trunk": trunk, "policy": recipe.policy}
         facts |= {"target_ms": recipe.target_ms} if kind == "adaptive" else {}
         save_head(model, folder, {**facts, "hours": round(self.hours, 2), "steps": recipe.steps})
         return folder
@@ -159,7 +159,7 @@ class Stages:
         cache.write(self.corpus, model.eval().trunk, self.plan.draws, progress=after_batch)
         return cache
 
-    def _model(self) -> tuple[Transducer, PeftModel]:
+    def _model(self) -> tuple[Transducer, lora.PeftModel]:
         """A fresh head on a trunk that begins as the causal Whisper's encoder."""
         base = load(self.plan.base, device=self.device)
         adapted = lora.attach(base, decoder_rank=0)

@@ -48,6 +48,7 @@ class Recipe:
     trunk_learning_rate: float = 4e-4  # 0 leaves the trunk as it is
     warmup: int = 100
     ctc: float = 0.3  # weight
+    fast_emit: float = 0.01
     guided: int = (
         0  # steps in which frames are told what the alignment thinks they say, at first nothing else
     )
@@ -188,10 +189,11 @@ class Trainer:
                 batch.lengths,
                 tokens,
                 n_tokens.to(self.device),
+                recipe.fast_emit,
             )
             logits = self.model.ctc(frames)
             ctc = ctc_loss(logits, batch.lengths, tokens, n_tokens)
-        waited = hard_latency(schedule, batch.lengths)
+        waited = self._mean(hard_latency(schedule, batch.lengths))
         loss = rnnt + recipe.ctc * ctc
         if batch.labels is not None and self.step < recipe.guided:
             guess = guess_loss(logits, batch.labels.to(self.device))
@@ -230,6 +232,14 @@ class Trainer:
             return (self.step + 1) / self.recipe.warmup
         done = (self.step - self.recipe.warmup) / max(1, self.recipe.steps - self.recipe.warmup)
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def _mean(self, value: float) -> float:
+        """Over all processes, so that each moves the price in the same way."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, device=self.device)
+        dist.all_reduce(total)
+        return float(total) / self.world
 
     def _share_gradients(self) -> None:
         if self.world > 1:

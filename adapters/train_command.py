@@ -1,0 +1,119 @@
+"""`asr-stream train`. Only the command line is imported with this file, so that help comes at once."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adapters.house import Base, House, device
+from adapters.shipped import shipped
+
+app = typer.Typer(add_completion=False, help="Train what we add to the base models.", no_args_is_help=True)
+
+Run = Annotated[Path, typer.Option(help="Folder of the run; an interrupted one goes on.")]
+
+
+@app.command()
+def careless(
+    context: typer.Context,
+    data: Annotated[Path, typer.Option(help="Folder that `align` wrote.", exists=True)],
+    out: Run,
+    steps: Annotated[int, typer.Option(min=1)] = 3000,
+    batch_seconds: Annotated[float, typer.Option(help="Audio per step and device.")] = 120.0,
+    learning_rate: float = 5e-4,
+    encoder_rank: int = 128,
+    decoder_rank: int = 64,
+    seed: int = 0,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Adapter of the same ranks to begin with.", exists=True)
+    ] = None,
+    model: Base = "tiny.en",
+) -> None:
+    """Make Whisper causal: train the adapter of its encoder and decoder. Ctrl-C saves and ends."""
+    from adapters.align import ALIGNED, open_features, read_aligned
+    from adapters.data import Augmentation, Examples
+    from adapters.train import Recipe, Trainer
+    from asr.checkpoint import load
+
+    clips = list(read_aligned(data / ALIGNED))
+    if not clips:
+        raise ValueError(f"{data} holds no aligned clips: run `asr-stream align` first")
+    base = load(model, device=device())
+    recipe = Recipe(
+        steps=steps,
+        batch_seconds=batch_seconds,
+        learning_rate=learning_rate,
+        encoder_rank=encoder_rank,
+        decoder_rank=decoder_rank,
+        seed=seed,
+    )
+    examples = Examples(clips, base.vocabulary, Augmentation(), seed)
+    trainer = Trainer(base, examples, open_features(data, base.dims.n_audio_state), recipe, out, start_from)
+    house: House = context.obj
+    with house.interruption() as interruption, house.progress("training") as show:
+
+        def after_step(step: int, record: dict[str, float]) -> None:
+            losses = (f"{name} {record[name]:.3f}" for name in ("words", "waits", "distillation"))
+            show(step, steps, ", ".join(losses))
+            if interruption.asked:
+                trainer.save()
+                raise KeyboardInterrupt
+
+        trainer.run(progress=after_step)
+    typer.echo(f"the adapter is in {out / 'adapter'}")
+
+
+@app.command()
+def ancat(
+    context: typer.Context,
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with audio, seconds and text.", exists=True)],
+    out: Run,
+    heads: Annotated[
+        str,
+        typer.Option(help="Policies, with blanks between: adaptive:MS causal layerwise:1,1,0,0 chunked:9"),
+    ] = "adaptive:80 adaptive:320",
+    aligned: Annotated[
+        Path | None, typer.Option(help="Folder that `align` wrote; it guides the first steps.", exists=True)
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Of the manifest, for learning curves; else all.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Augmented copies in the cache of features.")] = 2,
+    first_steps: Annotated[int, typer.Option(min=1, help="Of a head on the trunk as it comes.")] = 700,
+    trunk_steps: Annotated[
+        int, typer.Option(min=0, help="Of the trunk's own adapter; 0: it stays the causal Whisper's.")
+    ] = 0,
+    any_steps: Annotated[int, typer.Option(min=1, help="Under random right contexts.")] = 8000,
+    head_steps: Annotated[int, typer.Option(min=1, help="Of each head under its own policy.")] = 600,
+    batch_seconds: Annotated[float, typer.Option(help="Audio per step and device, once cached.")] = 40.0,
+    model: Base = "tiny.en",
+) -> None:
+    """Teach a transducer on the causal Whisper's encoder when to wait. Ctrl-C saves and ends."""
+    from adapters.ancat.stages import Plan, Stages
+
+    base = shipped(model)
+    if base is None:
+        raise ValueError(
+            f"the trunk begins with the causal adapter of {model}, and none comes with the project"
+        )
+    plan = Plan(base=model, hours=hours, draws=draws)
+    plan = replace(
+        plan,
+        first=replace(plan.first, steps=first_steps),
+        trunk=replace(plan.trunk, steps=trunk_steps),
+        any=replace(plan.any, steps=any_steps, batch_seconds=batch_seconds),
+        head=replace(plan.head, steps=head_steps, batch_seconds=batch_seconds),
+    )
+    house: House = context.obj
+    with house.interruption() as interruption, house.progress("training") as show:
+
+        def after_step(stage: str, done: float, total: float, line: str) -> None:
+            show(done, total, f"{stage}: {line}")
+            if interruption.asked:
+                raise KeyboardInterrupt
+
+        stages = Stages(manifest, out, base, plan, after_step, aligned, device())
+        folders: list[Any] = stages.run(heads.split())
+    for folder in folders:
+        typer.echo(f"a head is in {folder}")
