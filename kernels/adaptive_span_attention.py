@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LARGEST_UNSEEN = 20.0  # nats by which a score that is not seen may stand above those that are
+
 
 def adaptive_span_attention_reference(q: Tensor, k: Tensor, v: Tensor, right: Tensor, left: int) -> Tensor:
     """The truth in plain torch, one query at a time; shapes as `adaptive_span_attention`."""
@@ -42,10 +44,10 @@ def adaptive_span_attention(q: Tensor, k: Tensor, v: Tensor, right: Tensor, left
         return triton_adaptive_span.attention(q, k, v, right, left)
     mask = span_mask(right, left)[:, None]
     scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
-    scores = scores.masked_fill(~_window(q.shape[2], left, right.shape[2], q.device), -torch.inf)
-    weights = scores.softmax(dim=-1) * mask
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
-    return weights.to(v.dtype) @ v
+    # Relative to the largest score that is seen; what is not seen may be larger, and matters to gradients alone.
+    highest = scores.detach().masked_fill(mask == 0, -torch.inf).amax(-1, keepdim=True)
+    weights = mask * (scores - highest).clamp(max=LARGEST_UNSEEN).exp()
+    return (weights / weights.sum(-1, keepdim=True)).to(v.dtype) @ v
 
 
 def span_mask(right: Tensor, left: int) -> Tensor:
@@ -57,10 +59,3 @@ def span_mask(right: Tensor, left: int) -> Tensor:
     skewed = band.flatten(1)[:, : n_frames * (width - 1)].unflatten(1, (n_frames, width - 1))
     assert width - 1 >= left + n_frames and span >= 0
     return skewed[:, :, left : left + n_frames]
-
-
-def _window(n_frames: int, left: int, span: int, device: torch.device) -> Tensor:
-    """(T, T) bool: where a query may ever attend."""
-    at = torch.arange(n_frames, device=device)
-    ahead = at[None] - at[:, None]
-    return (ahead >= -left) & (ahead <= span)

@@ -79,3 +79,15 @@ def test_what_is_masked_out_still_knows_what_it_is_worth() -> None:
         slope = (worth(little) - worth(torch.zeros(2, 9, 3))) / 1e-3
     assert float(right.grad[1, 4, 2]) == pytest.approx(float(slope), rel=0.02)
     assert abs(float(slope)) > 1e-2
+
+
+def test_a_score_that_is_not_seen_does_not_drown_those_that_are() -> None:
+    q, k, v = torch.randn(3, 1, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    k[0, 0, 3] = q[0, 0, 2] * 400  # frame 2 would look at nothing but frame 3
+    right = torch.zeros(1, 4, 2)
+    seen = adaptive_span_attention(q[:, :, :3], k[:, :, :3], v[:, :, :3], right[:, :3], left=3)
+    right.requires_grad_()
+    out = adaptive_span_attention(q, k, v, right, left=3)
+    torch.testing.assert_close(out[:, :, :3], seen)
+    out.sum().backward()
+    assert bool(right.grad.isfinite().all())
