@@ -9,13 +9,11 @@ Server texts: Results, SpeechStarted, UtteranceEnd, ConfigureSuccess, ConfigureF
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import NAMESPACE_URL, uuid5
-
-from starlette.datastructures import QueryParams
 
 from server.dialects import (
     Close,
@@ -286,9 +284,14 @@ def _format(query: Mapping[str, str]) -> dict[str, Any]:
 
 def _hotwords(query: Mapping[str, str], terms: Terms) -> dict[str, tuple[str, ...]]:
     """keyterm=WORDS or keywords=WORD:BOOST, each as often as wanted; the boosts are another model's."""
-    several = QueryParams(query)
-    keywords = [word.rpartition(":")[0] or word for word in several.getlist("keywords")]
-    return {"hotwords": (*several.getlist("keyterm"), *keywords) or terms.hotwords}
+    keywords = [word.rpartition(":")[0] or word for word in _several(query, "keywords")]
+    return {"hotwords": (*_several(query, "keyterm"), *keywords) or terms.hotwords}
+
+
+def _several(query: Mapping[str, str], name: str) -> list[str]:
+    """All values of a parameter, where the query can tell."""
+    values: Callable[[str], list[str]] | None = getattr(query, "getlist", None)
+    return values(name) if values else [query[name]] if name in query else []
 
 
 def _endpointing(text: str) -> bool:
