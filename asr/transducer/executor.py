@@ -194,7 +194,8 @@ class Executor:
             held[:, None] >= (at - self.dims.left).clamp(min=0)[..., None]
         )
         q, _, _ = layer.project(x, at.to(x.device))
-        unread = ~mask.any(dim=1)[:, None, :, None].to(x.device)  # whatever a ring held before must not matter
+        # Whatever a ring held before must not matter, not even as NaN.
+        unread = ~mask.any(dim=1)[:, None, :, None].to(x.device)
         k, v = own.k[rows].masked_fill(unread, 0), own.v[rows].masked_fill(unread, 0)
         heads = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask[:, None].to(x.device))
         return heads.to(x.dtype)
