@@ -248,9 +248,8 @@ class Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             scheme, page = ("wss", "https") if settings.tls_cert else ("ws", "http")
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            sys.stderr.write(
-                f"listening on {scheme}://{address}/v1/stream (a page to try it: {page}://{address}/)\n"
-            )
+            sys.stderr.write(f"listening on {scheme}://{address}/v1/stream\n")
+            sys.stderr.write(f"a page to try it: {page}://{address}/\n")
         if settings.exposed:
             log.warning(
                 "ANYONE on the network can use this server: set ASR_STREAM_API_KEY, or bind to 127.0.0.1"

@@ -67,8 +67,9 @@ def test_a_taken_port_is_one_line_and_exit_code_2():
 def test_an_exposed_server_says_so():
     server = start(port="0", host="0.0.0.0")
     assert server.stderr is not None
-    lines = server.stderr.readline(), server.stderr.readline()
+    lines = [server.stderr.readline() for _ in range(3)]
     server.send_signal(signal.SIGINT)
     server.communicate(timeout=10)
-    assert "ANYONE" in lines[1]
+    assert lines[1].startswith("a page to try it: http://0.0.0.0:")
+    assert "ANYONE" in lines[2]
     assert server.returncode == 0

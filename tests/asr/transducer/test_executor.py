@@ -1,8 +1,11 @@
 """The streaming twin of the adaptive layers: exact, ragged, and as late as the recursion says."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,6 +38,20 @@ def features(rows: int, n: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, n, DIMS.features, generator=torch.Generator().manual_seed(seed))
 
 
+@contextmanager
+def narrowest(encoder: AdaptiveEncoder) -> Iterator[list[float]]:
+    """Collects by how much each layer's closest decision was taken."""
+    margins: list[float] = []
+
+    def note(_: object, __: object, logits: Tensor) -> None:
+        margins.append(float(logits.abs().min()))
+
+    hooks = [layer.scheduler.register_forward_hook(note) for layer in encoder.layers]
+    yield margins
+    for hook in hooks:
+        hook.remove()
+
+
 def stream(executor: Executor, x: Tensor, sizes: list[int]) -> Ready:
     """One stream fed in pieces of `sizes`, then ended."""
     state, row = executor.init_state(3), torch.tensor([1])
@@ -56,12 +73,14 @@ def stream(executor: Executor, x: Tensor, sizes: list[int]) -> Ready:
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 @given(n=st.integers(1, 90), sizes=st.lists(st.integers(0, PIECE + 9), max_size=30))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_stream_equals_everything_at_once(
     encoder: AdaptiveEncoder, policy: Policy | None, n: int, sizes: list[int]
 ) -> None:
     x = features(1, n, seed=n)
-    whole, schedule = encoder(x, torch.tensor([n]), policy)
+    with narrowest(encoder) as margins:
+        whole, schedule = encoder(x, torch.tensor([n]), policy)
+    assume(min(margins, default=1.0) > 1e-5)  # of yes and no; rounding may turn what is closer
     ready = stream(Executor(encoder, policy), x, sizes)
     torch.testing.assert_close(ready.frames, whole, rtol=1e-4, atol=1e-4)
     assert torch.equal(ready.done, schedule.done)
