@@ -34,6 +34,8 @@ from asr.transducer.schedule import Policy, named
 from asr.transducer.trunk import FEATURE_MS
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+HIGHEST_PRICE = 1.0  # nats per piece, of a frame of latency
+DAMPING = 60.0  # steps' worth of price that answer an excess at once
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Recipe:
         0  # steps in which frames are told what the alignment thinks they say, at first nothing else
     )
     masked: float = 0.5  # seconds of features masked per 5 s
-    price_rate: float = 0.02  # how fast dual ascent moves the price of a frame of latency
+    price_rate: float = 4e-4  # by which a step moves the price of a frame, where latency is twice its target
     clip_norm: float = 2.0
     seed: int = 0
 
@@ -199,9 +201,7 @@ class Trainer:
             guess = guess_loss(logits, batch.labels.to(self.device))
             loss = guess if self.step < recipe.guided // 2 else loss + guess
         if recipe.policy == "adaptive":
-            loss = loss + self.price * latency(schedule.rights, batch.lengths)
-            aim = recipe.target_ms / FEATURE_MS
-            self.price = min(1.0, max(0.0, self.price + recipe.price_rate * (waited - aim) / aim * 0.1))
+            loss = loss + self._charge(waited) * latency(schedule.rights, batch.lengths)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._share_gradients()
@@ -213,6 +213,17 @@ class Trainer:
             "spans": [_shares(span, batch.lengths, self.model.dims.span) for span in schedule.spans],
             "grad_norm": norm, "rate": rate, "seconds": batch.seconds,
         }  # fmt: skip
+
+    def _charge(self, waited: float) -> float:
+        """The price of a frame of latency in this step, when `waited` frames were waited for on average.
+
+        Dual ascent moves the price towards the target, and a part in proportion keeps it from swinging (an augmented
+        Lagrangian).
+        """
+        rate, aim = self.recipe.price_rate, self.recipe.target_ms / FEATURE_MS
+        excess = min(1.0, max(-1.0, (waited - aim) / aim))
+        self.price = min(HIGHEST_PRICE, max(0.0, self.price + rate * excess))
+        return min(HIGHEST_PRICE, max(0.0, self.price + DAMPING * rate * excess))
 
     def _encode(self, batch: Batch, policy: Policy | None) -> tuple[Tensor, Schedule]:
         features = batch.features.to(self.device)
