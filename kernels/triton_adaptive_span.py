@@ -1,8 +1,8 @@
 """The Triton twin of `adaptive_span_attention`, forward and backward.
 
 Keys before a tile of queries are only windowed; among its own frames and those ahead, the right mask multiplies the
-exponentials. The largest score is taken over the whole window, masked or not, so that the gradient of a mask that
-is 0 stays finite.
+exponentials. The largest score is that of what is seen; what is not seen may be larger, and matters only to the
+gradient of its mask, where it is bounded.
 """
 
 from typing import Any
@@ -26,8 +26,8 @@ from kernels.triton_softmax import (
     store_rows,
 )
 
-#: 2 to it bounds how much a masked key may outweigh all that is seen, as 1e-20 does in the torch path.
-MOST_EXPONENT = tl.constexpr(66.0)
+#: LARGEST_UNSEEN of the torch path, to base 2.
+MOST_EXPONENT = tl.constexpr(20 * 1.4426950408889634)
 
 OTHER_TILE = 32  # rows of the other side that a program takes at a time
 
@@ -85,8 +85,8 @@ def forward_kernel(
         keys = start + tl.arange(0, tile_k)
         k_rows = load_rows(k + at, stride, keys, end, width, tile_d, False)
         v_rows = load_rows(v + at, stride, keys, end, width, tile_d, False)
-        mask, within, _ = mask_of(right, frames[:, None], keys[None, :], n_frames, span, left)
-        scores = tl.where(within, scored(q_rows, k_rows, scale), -float("inf"))
+        mask, _, _ = mask_of(right, frames[:, None], keys[None, :], n_frames, span, left)
+        scores = tl.where(mask > 0, scored(q_rows, k_rows, scale), -float("inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         base = tl.where(new_max == -float("inf"), 0.0, new_max)
         weights = tl.exp2(scores - base[:, None]) * mask
@@ -143,7 +143,8 @@ def query_gradient_kernel(
         k_rows = load_rows(k + at, stride, keys, end, width, tile_d, False)
         v_rows = load_rows(v + at, stride, keys, end, width, tile_d, False)
         mask, within, ahead = mask_of(right, frames[:, None], keys[None, :], n_frames, span, left)
-        exponents = tl.minimum(scored(q_rows, k_rows, scale) - own_lse[:, None], MOST_EXPONENT)
+        exponents = scored(q_rows, k_rows, scale) - own_lse[:, None]
+        exponents = tl.where(mask > 0, exponents, tl.minimum(exponents, MOST_EXPONENT))
         slopes = tl.exp2(exponents) * (dot(grad_rows, tl.trans(v_rows)) - own_delta[:, None])
         slopes = tl.where(within, slopes, 0.0)  # of the weight before its mask
         to_right = frames[:, None] * span + keys[None, :] - frames[:, None] - 1
@@ -193,7 +194,8 @@ def key_gradient_kernel(
         own_lse = tl.load(lse + number + frames, mask=frames < after, other=float("inf"))
         own_delta = tl.load(delta + number + frames, mask=frames < after, other=0.0)
         mask, _, _ = mask_of(right, frames[None, :], keys[:, None], n_frames, span, left)
-        exponents = tl.minimum(scored(k_rows, q_rows, scale) - own_lse[None, :], MOST_EXPONENT)
+        exponents = scored(k_rows, q_rows, scale) - own_lse[None, :]
+        exponents = tl.where(mask > 0, exponents, -float("inf"))
         weights = tl.exp2(exponents) * mask  # (keys, queries)
         own_v_grad += dot(weights.to(q_rows.dtype), grad_rows)
         slopes = weights * (dot(v_rows, tl.trans(grad_rows)) - own_delta[None, :])
