@@ -65,7 +65,6 @@ class Connection:
         self._log = session_log(self.id)
         self._loop = asyncio.get_running_loop()
         self._session: Session | None = None
-        self._chunk_ms = 0  # the session's
         self._outbox: asyncio.Queue[Send | Close] = asyncio.Queue()
         self._room = asyncio.Event()  # the backlog is under its limit
         self._room.set()
@@ -133,7 +132,8 @@ class Connection:
                 async with asyncio.timeout(None if self._leaving else idle_s):
                     message = await self._socket.receive()
             except TimeoutError:
-                if self.backlog_s * 1000 >= self._chunk_ms:
+                session = self._session
+                if session is not None and session.backlog_ms >= session.options.chunk_ms:
                     continue  # it may wait for our answer
                 self.leave(1000, f"idle for {idle_s:g} s: send audio or keepalive")
                 continue
@@ -189,7 +189,6 @@ class Connection:
     def _open(self, options: SessionOptions) -> None:
         self._awaited = False
         self._arrivals = ArrivalTimes(options)
-        self._chunk_ms = options.chunk_ms
         try:
             self._session = self._engine.open(options, notify=self._notify)
         except Full:

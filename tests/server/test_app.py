@@ -271,6 +271,18 @@ def test_an_idle_client_gets_its_finals_and_a_close():
     asyncio.run(main())
 
 
+def test_an_idle_client_that_never_said_anything_keeps_no_slot():
+    async def main():
+        async with serving(FakeEngine(slots=1), idle_timeout_s=0.2) as running:
+            async with connect(running.url) as client:
+                assert [each["type"] for each in await hear_all(client)] == ["ready", "closed"]
+                assert "idle" in client.close_reason
+            async with connect(running.url) as next_client:
+                await hear(next_client, "ready")
+
+    asyncio.run(main())
+
+
 def test_draining_finishes_what_was_heard():
     async def main():
         async with serving(FakeEngine(step_s=0.05)) as running, connect(running.url) as client:
