@@ -59,13 +59,26 @@ class Batch:
 
 
 def read_clips(manifest: Path, folder: Path | None = None) -> list[Clip]:
-    """The transcribed clips of a manifest (JSON lines: audio, seconds, text); digits are left to others."""
+    """The transcribed clips of a manifest (JSON lines: audio, seconds, text); digits are left to others.
+
+    Raises:
+        ValueError: a line is none of a manifest.
+    """
     clips = []
-    for line in manifest.read_text().splitlines():
-        entry = json.loads(line)
-        text = normalise(entry["text"] or "")
-        if text and not any(map(str.isdigit, entry["text"])) and SHORTEST_S < entry["seconds"] < LONGEST_S:
-            clips.append(Clip(str((folder or manifest.parent) / entry["audio"]), entry["seconds"], text))
+    for number, line in enumerate(manifest.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            audio, seconds, said = entry["audio"], float(entry["seconds"]), entry["text"] or ""
+            text = normalise(said)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{manifest}, line {number}: audio, seconds and text (or null) are needed"
+            ) from error
+        if text and not any(map(str.isdigit, said)) and SHORTEST_S < seconds < LONGEST_S:
+            path = ((folder or manifest.parent) / audio).resolve()  # as `align` names it
+            clips.append(Clip(str(path), seconds, text))
     return clips
 
 
@@ -205,7 +218,13 @@ class FeatureCache:
         batch_seconds: float = 240.0,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """Appends whole draws until there are `draws`; an interrupted one is begun again."""
+        """Appends whole draws until there are `draws`; an interrupted one is begun again.
+
+        Raises:
+            ValueError: the draws that there are have another number of clips.
+        """
+        if any(len(places) != len(corpus.clips) for places in self.index):
+            raise ValueError(f"{self.directory} holds the features of other clips: choose another --out")
         self.directory.mkdir(parents=True, exist_ok=True)
         for epoch in range(self.draws, draws):
             index = self._write_draw(corpus, trunk, epoch, batch_seconds, progress)

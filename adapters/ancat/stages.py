@@ -25,6 +25,7 @@ from asr.checkpoint import load
 from asr.transducer.encoder import EncoderDims
 from asr.transducer.model import PIECES, Transducer, save_head
 from asr.transducer.pieces import Pieces
+from asr.transducer.schedule import named
 from asr.transducer.trunk import Trunk
 
 #: Called with the stage's name, how much of it is done, how much there is, and a line about it.
@@ -60,7 +61,7 @@ class Stages:
         aligned: folder that `align` wrote, with which the first steps are guided.
 
     Raises:
-        ValueError: no clip of the manifest can be used.
+        ValueError: no clip of the manifest can be used, or none is in the alignment.
     """
 
     def __init__(
@@ -82,6 +83,10 @@ class Stages:
             (out / PIECES).write_bytes(learn_pieces(self.clips, plan.n_pieces).model)
         self.pieces = Pieces.read(out / PIECES)
         words = {c.audio: c.words for c in read_aligned(aligned / ALIGNED) if c.words} if aligned else {}
+        if aligned and not any(clip.audio in words for clip in self.clips):
+            raise ValueError(
+                f"{aligned} holds no clip of {manifest}: run `asr-stream align` on this manifest"
+            )
         self.corpus = Corpus(self.clips, self.pieces, words)
 
     @property
@@ -93,30 +98,32 @@ class Stages:
         return f"ancat-{self.plan.base}"
 
     def run(self, policies: list[str]) -> list[Path]:
-        """All stages, ending with a head for each policy ("adaptive:320", "causal", "chunked:9", ...)."""
+        """All stages, ending with a head for each policy ("adaptive:320", "causal", "chunked:9", ...).
+
+        Raises:
+            ValueError: there is no such policy, or OUT holds the features of other clips.
+        """
+        recipes = [of_policy(self.plan.head, policy) for policy in policies]  # told now, not after days
         self._train("first", self.plan.first, None)
         if self.plan.trunk.steps:
             self._train("trunk", self.plan.trunk, None, start="first")
         cache = self._features()
         self._train("any", self.plan.any, cache, start=self._settled)
-        return [self._head(policy, cache) for policy in policies]
+        return [self._head(policy, recipe, cache) for policy, recipe in zip(policies, recipes, strict=True)]
 
     @property
     def _settled(self) -> str:
         """The stage after which the trunk does not change any more."""
         return "trunk" if self.plan.trunk.steps else "first"
 
-    def _head(self, policy: str, cache: FeatureCache) -> Path:
+    def _head(self, policy: str, recipe: Recipe, cache: FeatureCache) -> Path:
         """Trains and exports one head."""
-        recipe, name = replace(self.plan.head, policy=policy), policy.replace(":", "-").replace(",", "")
-        kind, _, target = policy.partition(":")
-        if kind == "adaptive":
-            recipe = replace(recipe, policy=kind, target_ms=float(target or recipe.target_ms))
+        name = policy.replace(":", "-").replace(",", "")
         model = self._train(name, recipe, cache, start="any")
         folder = self.out / f"{self.trunk_name}-{name.removeprefix('adaptive-')}"
         trunk = self.trunk_name if self.plan.trunk.steps else self.careless.name
         facts: dict[str, Any] = {"base": self.plan.base, "trunk": trunk, "policy": recipe.policy}
-        facts |= {"target_ms": recipe.target_ms} if kind == "adaptive" else {}
+        facts |= {"target_ms": recipe.target_ms} if recipe.policy == "adaptive" else {}
         save_head(model, folder, {**facts, "hours": round(self.hours, 2), "steps": recipe.steps})
         return folder
 
@@ -168,6 +175,21 @@ class Stages:
         dims = EncoderDims(features=2 * base.dims.n_audio_state)
         model = Transducer(Trunk(base.encoder), self.pieces, dims, self.plan.dropout)
         return model.to(self.device), adapted
+
+
+def of_policy(recipe: Recipe, policy: str) -> Recipe:
+    """The recipe of a head: "adaptive:320", priced to 320 ms, or a control as in asr/transducer/schedule.py.
+
+    Raises:
+        ValueError: no such policy.
+    """
+    kind, _, target = policy.partition(":")
+    if kind != "adaptive" or not target:
+        named(policy, EncoderDims.layers)
+        return replace(recipe, policy=policy)
+    if not target.isdecimal() or not int(target):
+        raise ValueError(f"no policy {policy!r}: adaptive: and a latency in whole milliseconds")
+    return replace(recipe, policy=kind, target_ms=float(target))
 
 
 def some(clips: list[Clip], hours: float | None) -> list[Clip]:

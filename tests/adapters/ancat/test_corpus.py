@@ -48,6 +48,21 @@ def test_clips_are_what_can_be_learnt_from(tmp_path: Path) -> None:
     assert read_clips(manifest, Path("/elsewhere"))[0].audio == "/elsewhere/a.wav"
 
 
+def test_clips_are_called_what_the_alignment_calls_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("some.jsonl").write_text(json.dumps({"audio": "a.wav", "seconds": 3.0, "text": "stop"}) + "\n\n")
+    assert [clip.audio for clip in read_clips(Path("some.jsonl"))] == [str(tmp_path / "a.wav")]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"audio": "a.wav", "text": "no seconds"}'])
+def test_a_line_that_is_none_of_a_manifest_is_told(tmp_path: Path, line: str) -> None:
+    (tmp_path / "some.jsonl").write_text("\n" + line)
+    with pytest.raises(ValueError, match=r"some.jsonl, line 2: audio, seconds and text"):
+        read_clips(tmp_path / "some.jsonl")
+
+
 def test_pieces_spell_every_text(clips: list[Clip], pieces: Pieces) -> None:
     assert [pieces.text(pieces.encode(clip.text)) for clip in clips] == [clip.text for clip in clips]
     assert len(pieces.encode("low low low")) < len("low low low"), "frequent letters have become pieces"
@@ -193,3 +208,11 @@ def test_an_interrupted_cache_ends_as_an_uninterrupted_one(
         mine, theirs = resumed.read(1, indices), cache.read(1, indices)
         assert torch.equal(mine[1], theirs[1])
         torch.testing.assert_close(mine[0][:, :-1], theirs[0][:, :-1], atol=0.15, rtol=0)
+
+
+def test_a_cache_of_other_clips_is_not_taken_for_these(
+    cache: FeatureCache, clips: list[Clip], pieces: Pieces, make_model: Callable[[], Transducer]
+) -> None:
+    with pytest.raises(ValueError, match="features of other clips"):
+        cache.write(Corpus(clips[:-1], pieces), make_model().trunk, 3)
+    assert cache.draws == 2

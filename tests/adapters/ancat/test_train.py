@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.ancat.corpus import Corpus, FeatureCache
+from adapters.ancat.corpus import Clip, Corpus, FeatureCache
 from adapters.ancat.train import CHECKPOINT, LOG, Recipe, Trainer
 from asr.transducer.model import Transducer
+from asr.transducer.pieces import Pieces
 
 RECIPE = Recipe(steps=6, batch_seconds=8.0, learning_rate=3e-3, warmup=3, masked=0.1)
 FRAME_MS = 40
@@ -147,3 +148,11 @@ def test_without_a_cache_the_trunk_learns_from_audio(
     resumed = make_trainer(tmp_path, recipe, features=None, change=thaw)
     assert resumed.step == 4
     assert all(torch.equal(weight, weights(trainer)[name]) for name, weight in weights(resumed).items())
+
+
+def test_without_an_alignment_the_first_steps_teach_all_the_same(
+    make_model: Callable[[], Transducer], clips: list[Clip], pieces: Pieces, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, steps=1, guided=4, trunk_learning_rate=0.0)
+    Trainer(make_model(), Corpus(clips, pieces), recipe, tmp_path).run()
+    assert logged(tmp_path)[0]["grad_norm"] > 0
