@@ -71,7 +71,7 @@ class Marks:
         """How many of the ends are carried out, now that the session says this."""
         match event:
             case Partial():
-                self._speaking = True
+                self._speaking = bool(event.text)  # words may be taken back, and then no final follows
                 return self._pass(event.audio_ms - 1)  # words of the next utterance
             case Endpoint():
                 self._speaking = True

@@ -67,6 +67,16 @@ def test_words_that_are_not_final_hold_an_end_back():
     assert marks.heard(partial(utterance=2, ms=900)) == 1  # beyond it
 
 
+def test_words_that_were_taken_back_hold_no_end_back():
+    marks = Marks(SessionOptions())
+    marks.receive(bytes(19_300))
+    marks.ask()
+    marks.heard(partial(ms=300))
+    assert marks.heard(partial((), ms=600)) == 0  # of what has been heard before the end
+    assert not marks.speaking
+    assert marks.progress(604) == 1
+
+
 @pytest.mark.parametrize("encoding", ["s16le", "f32le", "mulaw"])
 def test_silence_is_silence_in_every_encoding(encoding):
     session = Session(SessionOptions(encoding=encoding), lambda: None, None)
