@@ -121,6 +121,8 @@ def bench(
     if Report.LOOKAHEAD in (reports or ()):
         if len(set(reports or ())) > 1:
             raise ValueError("lookahead is about models of its own: ask for it alone")
+        if adapter is not None:
+            raise ValueError("lookahead takes no --adapter: name each folder of a head with --model")
         _lookahead(house, models or [], house.load_utterances(data), out, policies or [], seed)
         return
     if policies:

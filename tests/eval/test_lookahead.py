@@ -346,6 +346,7 @@ def test_the_command_writes_table_and_picture(
         (["lookahead", "--model", "HEAD", "--policy", "later"], "no policy 'later': choose adaptive"),
         (["lookahead", "--model", "HEAD", "--policy", "layerwise:1"], "layerwise: and 2 numbers"),
         (["lookahead", "compute"], "ask for it alone"),
+        (["lookahead", "--model", "HEAD", "--adapter", "HEAD"], "lookahead takes no --adapter"),
         (["compute", "--policy", "causal"], "--policy is for lookahead"),
         (["compute", "--model", "tiny.en", "--model", "base.en"], "lookahead compares several"),
     ],
