@@ -223,6 +223,7 @@ def test_chunks_of_a_body_are_counted_though_its_length_is_not_told():
         ({}, 401, "invalid_api_key"),
         ({"Authorization": "Token kéy".encode()}, 401, "invalid_api_key"),
         ({"Authorization": "Bearer key", "Origin": "https://evil.example"}, 403, "bad_origin"),
+        ({"Authorization": "Bearer key", "Origin": "http://["}, 403, "bad_origin"),
         ({"Authorization": "Bearer key"}, 200, None),
     ],
 )
