@@ -67,7 +67,7 @@ def careless(
 @app.command()
 def ancat(
     context: typer.Context,
-    manifest: Annotated[Path, typer.Argument(help="JSON lines with audio, seconds and text.", exists=True)],
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with audio and text.", exists=True)],
     out: Run,
     heads: Annotated[
         str,

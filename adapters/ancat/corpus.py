@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adapters.data import Augmentation, decoded, noise_at, silence
-from asr.audio import SAMPLE_RATE
+from asr.audio import SAMPLE_RATE, duration
 from asr.mel import LogMel
 from asr.transducer.pieces import Pieces, normalise
 from asr.transducer.trunk import SAMPLES_PER_FEATURE, Trunk
@@ -59,10 +59,13 @@ class Batch:
 
 
 def read_clips(manifest: Path, folder: Path | None = None) -> list[Clip]:
-    """The transcribed clips of a manifest (JSON lines: audio, seconds, text); digits are left to others.
+    """The transcribed clips of a manifest (JSON lines: audio, text, and seconds unless a file tells them itself).
+
+    Digits are left to others, as nobody knows how they were said.
 
     Raises:
         ValueError: a line is none of a manifest.
+        AudioError: a line without seconds names no audio.
     """
     clips = []
     for number, line in enumerate(manifest.read_text().splitlines(), 1):
@@ -70,14 +73,15 @@ def read_clips(manifest: Path, folder: Path | None = None) -> list[Clip]:
             continue
         try:
             entry = json.loads(line)
-            audio, seconds, said = entry["audio"], float(entry["seconds"]), entry["text"] or ""
+            audio, said = entry["audio"], entry["text"] or ""
             text = normalise(said)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{manifest}, line {number}: audio, seconds and text (or null) are needed"
-            ) from error
-        if text and not any(map(str.isdigit, said)) and SHORTEST_S < seconds < LONGEST_S:
-            path = ((folder or manifest.parent) / audio).resolve()  # as `align` names it
+            raise ValueError(f"{manifest}, line {number}: audio and text (or null) are needed") from error
+        if not text or any(map(str.isdigit, said)):
+            continue
+        path = ((folder or manifest.parent) / audio).resolve()  # as `align` names it
+        seconds = entry["seconds"] if "seconds" in entry else duration(path) or 0.0
+        if SHORTEST_S < seconds < LONGEST_S:
             clips.append(Clip(str(path), seconds, text))
     return clips
 

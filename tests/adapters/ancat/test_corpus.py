@@ -56,10 +56,17 @@ def test_clips_are_called_what_the_alignment_calls_them(
     assert [clip.audio for clip in read_clips(Path("some.jsonl"))] == [str(tmp_path / "a.wav")]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"audio": "a.wav", "text": "no seconds"}'])
+def test_a_file_tells_how_long_it_is_where_the_manifest_does_not(manifest: Path) -> None:
+    silent = manifest.with_name("silent.jsonl")
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    silent.write_text("\n".join(json.dumps({"audio": one["audio"], "text": one["text"]}) for one in entries))
+    assert read_clips(silent) == read_clips(manifest)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"audio": "a.wav"}'])
 def test_a_line_that_is_none_of_a_manifest_is_told(tmp_path: Path, line: str) -> None:
     (tmp_path / "some.jsonl").write_text("\n" + line)
-    with pytest.raises(ValueError, match=r"some.jsonl, line 2: audio, seconds and text"):
+    with pytest.raises(ValueError, match=r"some.jsonl, line 2: audio and text"):
         read_clips(tmp_path / "some.jsonl")
 
 
