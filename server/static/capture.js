@@ -1,7 +1,7 @@
 // Where sound comes from: the microphone, or a file that is played through. Frames are mono Int16Arrays.
 
 const RATE = 16_000; // Hz, what the model hears: the browser resamples
-const MOST_RATE = 48_000; // Hz, what the server takes
+const MOST_RATE = 192_000; // Hz, what the server takes
 const TAIL_MS = 200; // of silence behind a file, so that its last frame is whole
 
 /** What went wrong, in words for the person at the page. */

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from asr.audio import HIGHEST_RATE
 from server import client as twin
 from server.app import create_app
 from server.config import Settings
@@ -208,6 +209,10 @@ def test_the_page_has_the_patience_of_its_twin_in_python():
     assert ours["CLOSED_SLACK_MS"] == twin.CLOSED_SLACK_MS
     (hopeless,) = re.findall(r"new Set\(\[([\d, ]+)\]\)", source("conversation.js"))
     assert set(map(int, hopeless.split(","))) == twin.HOPELESS
+
+
+def test_the_page_sends_every_rate_that_the_server_takes():
+    assert constants("capture.js")["MOST_RATE"] == HIGHEST_RATE
 
 
 def test_the_page_cuts_subtitles_as_the_command_does():
