@@ -53,7 +53,7 @@ class TransducerRecognizer:
     def __init__(self, model: Transducer) -> None:
         self.model = model
         self.mel = LogMel(model.device)
-        self.executor = Executor(model.encoder)
+        self.executor = Executor(model.encoder, model.policy)
         self.search = TransducerSearch(model.predictor, model.joiner, model.pieces)
 
     @property

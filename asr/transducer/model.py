@@ -14,6 +14,7 @@ from asr.encoder import Encoder
 from asr.transducer.encoder import AdaptiveEncoder, EncoderDims
 from asr.transducer.joiner import Joiner, Predictor
 from asr.transducer.pieces import Pieces
+from asr.transducer.schedule import Policy, named
 from asr.transducer.trunk import Trunk
 
 HEAD, HEAD_CONFIG, PIECES = "head.safetensors", "head.json", "pieces.model"
@@ -22,6 +23,9 @@ _SHARED = "trunk.encoder."
 
 class Transducer(nn.Module):
     """Trunk, adaptive layers, predictor, joiner, and an auxiliary CTC output of training and alignment."""
+
+    policy: Policy | None = None
+    """What a head was taught to wait for, where that is not what its schedulers say."""
 
     def __init__(self, trunk: Trunk, pieces: Pieces, dims: EncoderDims, dropout: float = 0.0) -> None:
         super().__init__()
@@ -67,13 +71,14 @@ def save_head(model: Transducer, directory: Path, facts: Mapping[str, Any]) -> N
 
 
 def load_head(encoder: Encoder, directory: Path) -> Transducer:
-    """The head of `directory` on a trunk made of `encoder`, with the trunk's adapter merged.
+    """The head of `directory` on a trunk made of `encoder`, which streams under the policy that it was taught.
 
     Raises:
         OSError, ValueError: nothing there, or not what it should be.
     """
     config = json.loads((directory / HEAD_CONFIG).read_text())
     model = Transducer(Trunk(encoder), Pieces.read(directory / PIECES), EncoderDims(**config["dims"]))
+    model.policy = named(config.get("policy", "adaptive"), model.dims.layers)
     state = {k: v.float() for k, v in load_file(directory / HEAD).items()}
     model.load_head(state)
     return model.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 import streaming.engine
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
+from asr.transducer.model import load_head, save_head
 from streaming.endpoint import EndpointOptions, samples_in
 from streaming.engine import Engine
 from streaming.events import Endpoint, Final, Partial
@@ -68,6 +70,18 @@ class TransducerSubject(Subject):
 @pytest.mark.parametrize("check", CHECKS)
 def test_contract(check: Check) -> None:
     check(TransducerSubject())
+
+
+@pytest.mark.parametrize(("policy", "waiting"), [("layerwise:2,1", 3), ("layerwise:6,6", 12)])
+def test_a_head_streams_under_the_policy_that_it_was_taught(
+    tmp_path: Path, policy: str, waiting: int
+) -> None:
+    save_head(tiny_transducer(), tmp_path, {"policy": policy})
+    recognizer = TransducerRecognizer(load_head(tiny_transducer().trunk.encoder, tmp_path))
+    state, row = recognizer.init_state(1), torch.tensor([0])
+    recognizer.reset(state, row)
+    recognizer.step(random_noises(1, 20 * FEATURE + FRONT, seed=1), state, row)
+    assert state.search.rows[0].n_frames == 20 - waiting
 
 
 @pytest.mark.parametrize("beam", [1, 3])
