@@ -97,9 +97,14 @@ def test_a_transducer_is_put_together(make_tiny: Callable[[int], Whisper], tmp_p
     save_head(random_transducer(make_tiny(0), 2), head, FACTS)
     assert found.description != before
 
-    lora.save(adapted, tmp_path / "other")
+    causal = tmp_path / "careless-tiny.en"
+    lora.save(adapted, causal)
+    same = loading.transducer(base, causal, head, torch.bfloat16)  # a causal Whisper's encoder does as well
+    for own, other in zip(same.trunk.encoder.parameters(), loaded.trunk.encoder.parameters(), strict=True):
+        assert torch.equal(own, other)
+    (causal / lora.CARELESS.file).unlink()
     with pytest.raises(AdapterError, match="not taught what this version asks of a trunk"):
-        loading.transducer(base, tmp_path / "other", head, torch.float32)
+        loading.transducer(base, causal, head, torch.float32)
     (head / "head.safetensors").write_bytes(b"cut")
     with pytest.raises(AdapterError, match="cannot be put on this model"):
         loading.transducer(base, trunk, head, torch.float32)
