@@ -1,13 +1,15 @@
 """From a manifest to shippable heads: every stage in its own folder, finished ones skipped, broken ones resumed.
 
 OUT/pieces.model      the vocabulary
-OUT/trunk/            stage 0: the trunk's adapter and a first head, from audio
+OUT/first/            a first head on the trunk as it comes, from audio
+OUT/trunk/            stage 0, if wanted: the trunk's adapter and the head together
 OUT/features/         the trunk's features of a few augmented draws, since it does not change any more
 OUT/any/              stage 1: the head under random right contexts
 OUT/adaptive-320/     stage 2, one folder a policy: heads that go on from stage 1
 OUT/ancat-NAME/, OUT/ancat-NAME-320/   what is shipped: the trunk's adapter, and a head
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,13 +76,17 @@ class Stages:
         aligned: Path | None = None,
         device: str = "cpu",
     ) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("the stages of a transducer run in one process: start them without torchrun")
         self.out, self.careless, self.plan, self.show, self.device = out, careless, plan, show, device
         self.clips = some(read_clips(manifest), plan.hours)
         if not self.clips:
             raise ValueError(f"{manifest} has no transcribed clips of a length that can be used")
         out.mkdir(parents=True, exist_ok=True)
         if not (out / PIECES).exists():
-            (out / PIECES).write_bytes(learn_pieces(self.clips, plan.n_pieces).model)
+            part = out / (PIECES + ".part")
+            part.write_bytes(learn_pieces(self.clips, plan.n_pieces).model)
+            os.replace(part, out / PIECES)
         self.pieces = Pieces.read(out / PIECES)
         words = {c.audio: c.words for c in read_aligned(aligned / ALIGNED) if c.words} if aligned else {}
         if aligned and not any(clip.audio in words for clip in self.clips):

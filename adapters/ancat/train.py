@@ -1,4 +1,4 @@
-"""Training of the adaptive-lookahead transducer: resumable, on a CPU, a GPU, or several under torchrun.
+"""Training of the adaptive-lookahead transducer: resumable, on a CPU or a GPU.
 
 Stages (each a run of `Trainer` that starts from the one before):
 

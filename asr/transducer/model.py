@@ -1,13 +1,14 @@
 """A transducer as one module, and its two halves on disk: the trunk that several share, and a head."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from asr.encoder import Encoder
@@ -65,9 +66,13 @@ def save_head(model: Transducer, directory: Path, facts: Mapping[str, Any]) -> N
     """Writes a head: half-precision weights, and beside them sizes, `facts`, and its pieces."""
     directory.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in model.head_state().items()}
-    save_file(weights, directory / HEAD)
-    (directory / HEAD_CONFIG).write_text(json.dumps({"dims": asdict(model.dims), **facts}, indent=1) + "\n")
-    (directory / PIECES).write_bytes(model.pieces.model)
+    config = json.dumps({"dims": asdict(model.dims), **facts}, indent=1) + "\n"
+    # What names the folder a head is written last: a head that is cut short is none.
+    contents = {HEAD: save(weights), PIECES: model.pieces.model, HEAD_CONFIG: config.encode()}
+    for name, content in contents.items():
+        part = directory / (name + ".part")
+        part.write_bytes(content)
+        os.replace(part, directory / name)
 
 
 def load_head(encoder: Encoder, directory: Path) -> Transducer:

@@ -1,6 +1,7 @@
 """The transducer's own vocabulary: a few hundred sentencepiece units of lower-case words without punctuation."""
 
 import re
+import unicodedata
 from functools import cached_property
 from pathlib import Path
 
@@ -72,8 +73,8 @@ class Pieces:
 
 
 def normalise(text: str) -> str:
-    """What the transducer learns to write: lower case, letters and apostrophes."""
-    spoken = _NOT_SPOKEN.sub(" ", text.lower().translate(_APOSTROPHES))
-    return " ".join(
-        word for word in (w.strip("'") if w.strip("'") == "" else w for w in spoken.split()) if word
-    )
+    """What the transducer learns to write: lower case, letters without accents, apostrophes within words."""
+    plain = unicodedata.normalize("NFKD", text.lower().translate(_APOSTROPHES))
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    words = _NOT_SPOKEN.sub(" ", plain).split()
+    return " ".join(word for word in words if word.strip("'"))
