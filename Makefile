@@ -17,7 +17,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# The page in a real browser. `make test` does the same where it finds Chromium, and leaves it out elsewhere.
+# The page in a real browser, in real time; not part of `make test`, which must pass on a machine that is busy.
 test-page: setup
 	@$(BIN)/python -c 'import sys; from tests.browser.chromium import program; sys.exit(program() is None)' || \
 		{ echo "make test-page needs Chromium: apt-get install chromium, or have chromium or google-chrome" \
