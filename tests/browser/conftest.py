@@ -1,4 +1,4 @@
-"""Tests in a real browser follow real sound in real time: they run when they are asked for by name (`make test-page`)."""
+"""Tests in a real browser follow sound in real time: they run when they are named (`make test-page`)."""
 
 import pytest
 
