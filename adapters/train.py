@@ -28,8 +28,8 @@ from asr.mel import LogMel
 
 CHECKPOINT, LOG, CURVES = "checkpoint.pt", "log.jsonl", "curves.png"
 
-#: Block sizes in frames of 20 ms and their odds. Serving settles blocks of 15 frames and more, whatever the chunk; the
-#: shorter ones are for the features that chunks of 100 and 200 ms show at first.
+#: Block sizes in frames of 20 ms and their odds. Serving settles blocks of 15 frames and more, whatever the chunk;
+#: the shorter ones are for the features that chunks of 100 and 200 ms show at first.
 BLOCKS = {5: 0.05, 10: 0.05, 15: 0.50, 20: 0.08, 25: 0.12, 35: 0.04, 50: 0.16}
 
 
