@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.document import Page, Part, Picture, Table, Text
 from eval.lookahead import ADAPTIVE, SHUFFLED, Row
-from eval.plots import COLOURS, INK, _canvas, _legend, _png
+from eval.plots import COLOURS, INK, as_png, blank_canvas, legend_above
 from eval.wer import Edits, paired_bootstrap
 
 KINDS = {  # of policies: colour and marker
@@ -63,7 +63,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 def error_against_latency(rows: Sequence[Row]) -> bytes:
     """WER over mean latency, PNG: a line for each kind of policy, and from each schedule to itself shuffled."""
-    figure, axes = _canvas(6.0, 4.2)
+    figure, axes = blank_canvas(6.0, 4.2)
     by_kind: dict[str, list[Row]] = defaultdict(list)
     hours_differ = len({row["facts"].get("hours") for row in rows}) > 1
     for row in rows:
@@ -101,8 +101,8 @@ def error_against_latency(rows: Sequence[Row]) -> bytes:
     axes.set_xlabel("mean latency of a frame, ms")
     axes.set_ylabel("word error rate, %")
     if rows:
-        _legend(axes)
-    return _png(figure)
+        legend_above(axes)
+    return as_png(figure)
 
 
 def _table(rows: Sequence[Row]) -> Table:

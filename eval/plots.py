@@ -76,7 +76,7 @@ def error_against_delay(some: Sequence[Entry]) -> bytes | None:
     points = [entry for entry in some if entry.streams and "wer" in entry.summary and _delay(entry)]
     if len(some) < 2 or not points:
         return None
-    figure, axes = _canvas(6.0, 4.2)
+    figure, axes = blank_canvas(6.0, 4.2)
     lines: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in points:
         lines[_line(entry.condition)].append(entry)
@@ -104,8 +104,8 @@ def error_against_delay(some: Sequence[Entry]) -> bytes | None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"median delay of a word after its end, ms{_with_compute(points)}")
     axes.set_ylabel("word error rate, %")
-    _legend(axes)
-    return _png(figure)
+    legend_above(axes)
+    return as_png(figure)
 
 
 def delays(some: Sequence[Entry]) -> bytes | None:
@@ -139,7 +139,7 @@ def withdrawn(some: Sequence[Entry]) -> bytes | None:
     rates = [(entry, rate) for entry, rate in rates if entry.streams]
     if not rates:
         return None
-    figure, axes = _canvas(6.0, 0.9 + 0.34 * len(rates))
+    figure, axes = blank_canvas(6.0, 0.9 + 0.34 * len(rates))
     places = range(len(rates))
     axes.barh(
         places, [rate for _, rate in rates], color=[entry.colour for entry, _ in rates], height=0.6, zorder=3
@@ -151,7 +151,7 @@ def withdrawn(some: Sequence[Entry]) -> bytes | None:
     _name_rows(axes, [entry for entry, _ in rates])
     axes.set_xlim(0, max(1.0, 1.15 * max(rate for _, rate in rates)))
     axes.set_xlabel("words withdrawn per 100 words kept")
-    return _png(figure)
+    return as_png(figure)
 
 
 def _spread(
@@ -170,7 +170,7 @@ def _spread(
     if log:
         pooled = pooled.clip(min=0.1)
     if len({entry.colour for entry, _ in known}) < len(known) or len(known) > FEW:
-        figure, axes = _canvas(6.0, 0.9 + 0.34 * len(known))
+        figure, axes = blank_canvas(6.0, 0.9 + 0.34 * len(known))
         for place, (entry, values) in enumerate(known):
             low, middle, high = np.percentile(values, (5, 50, 95))
             axes.barh(place, high - low, left=low, height=0.5, color=entry.colour, alpha=0.35, zorder=3)
@@ -183,7 +183,7 @@ def _spread(
         if not log:
             axes.set_xlim(left=min(0, *axes.get_xlim()))
     else:
-        figure, axes = _canvas(6.0, 3.4)
+        figure, axes = blank_canvas(6.0, 3.4)
         low, high = np.percentile(pooled, (0.5, 99.5))
         bins = np.geomspace(low / 1.1, high * 1.1, 48) if log else np.linspace(low - 1, high + 1, 48)
         for entry, values in known:
@@ -195,13 +195,13 @@ def _spread(
             axes.axvline(middle, color=entry.colour, linewidth=1.2, zorder=4)
         axes.set_xlabel(unit)
         axes.set_ylabel(share)
-        _legend(axes)
+        legend_above(axes)
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-    return _png(figure)
+    return as_png(figure)
 
 
 def _delay(entry: Entry) -> float | None:
@@ -222,7 +222,7 @@ def _line_label(entry: Entry, among: Sequence[Entry]) -> str:
     return f"asr-stream, {own}" if own else "asr-stream"
 
 
-def _legend(axes: Axes) -> None:
+def legend_above(axes: Axes) -> None:
     """Above the picture, where it hides nothing."""
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
@@ -242,7 +242,8 @@ def _name_rows(axes: Axes, some: Sequence[Entry]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def blank_canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty picture of so many inches, in the style of all."""
     figure = Figure((width, height), dpi=160, layout="constrained")
     axes = figure.subplots()
     axes.grid(color=FAINT, linewidth=0.8, zorder=0)
@@ -254,7 +255,8 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """The bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
