@@ -1,6 +1,6 @@
 """Aligned clips -> training examples: augmented audio, and what it says when."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -72,15 +72,9 @@ class Examples:
 
         Batches of fewer than `at_least` clips, one for each process, are left out.
         """
-        rng = np.random.default_rng((self.seed, epoch))
         lengths = np.array([clip.seconds for clip in self.clips])
-        order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)))
-        batches: list[list[int]] = [[]]
-        for index in order:
-            if batches[-1] and lengths[index] * (len(batches[-1]) + 1) > seconds:
-                batches.append([])
-            batches[-1].append(int(index))
-        return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i]) >= at_least]
+        drawn = batches(lengths, seconds, np.random.default_rng((self.seed, epoch)))
+        return [indices for indices in drawn if len(indices) >= at_least]
 
     def draw(self, epoch: int, indices: list[int]) -> list[Example]:
         """The examples of one batch. Joining is decided for all of them at once, so that lengths stay similar."""
@@ -218,13 +212,21 @@ def noise_at(rng: np.random.Generator, samples: np.ndarray, snr_db: float) -> np
     return (_coloured_noise(rng, len(samples)) * power * 10 ** (-snr_db / 20)).astype(np.float32)
 
 
-def epochs(
-    examples: Examples, seconds: float, first_step: int, at_least: int = 1
-) -> Iterator[tuple[int, list[int]]]:
-    """(epoch, indices) of every batch from `first_step` on, for ever."""
+def batches(lengths: np.ndarray, most: float, rng: np.random.Generator) -> list[list[int]]:
+    """Indices in batches of about `most` in all, similar lengths together, in random order."""
+    grouped: list[list[int]] = [[]]
+    for index in np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths))):
+        if grouped[-1] and lengths[index] * (len(grouped[-1]) + 1) > most:
+            grouped.append([])
+        grouped[-1].append(int(index))
+    return [grouped[i] for i in rng.permutation(len(grouped))]
+
+
+def epochs(batches_of: Callable[[int], list[list[int]]], first_step: int) -> Iterator[tuple[int, list[int]]]:
+    """(epoch, indices) of every batch from `first_step` on, for ever; `batches_of` gives those of an epoch."""
     epoch, step = 0, 0
     while True:
-        for indices in examples.batches(epoch, seconds, at_least):
+        for indices in batches_of(epoch):
             if step >= first_step:
                 yield epoch, indices
             step += 1

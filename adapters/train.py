@@ -65,7 +65,7 @@ class Trainer:
         start_from: Path | None = None,
     ) -> None:
         self.recipe, self.examples, self.features, self.out = recipe, examples, features, out
-        self.rank, self.world = join_process_group()
+        self.rank, self.world = _join_process_group()
         self.device = model.device
         self.vocabulary = model.vocabulary
         self.mel = LogMel(self.device)
@@ -99,7 +99,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[int, list[Example]]]:
         """(epoch, examples) of this process for every step that is left, each drawn while the one before trains."""
-        stream = epochs(self.examples, self.recipe.batch_seconds * self.world, self.step, at_least=self.world)
+        seconds = self.recipe.batch_seconds * self.world
+        stream = epochs(lambda epoch: self.examples.batches(epoch, seconds, self.world), self.step)
 
         def draw(epoch: int, indices: list[int]) -> tuple[int, list[Example]]:
             return epoch, self.examples.draw(epoch, indices[self.rank :: self.world])
@@ -238,7 +239,7 @@ class Trainer:
                 weight.grad /= self.world
 
 
-def join_process_group() -> tuple[int, int]:
+def _join_process_group() -> tuple[int, int]:
     """(rank, world size); joins the group that torchrun describes in the environment, if it does."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from adapters.data import Augmentation, decoded, noise_at, silence
+from adapters.data import Augmentation, batches, decoded, noise_at, silence
 from asr.audio import SAMPLE_RATE, duration
 from asr.mel import LogMel
 from asr.transducer.pieces import Pieces, normalise
@@ -101,16 +101,6 @@ def learn_pieces(clips: list[Clip], n: int) -> Pieces:
         minloglevel=2,
     )
     return Pieces(model.getvalue())
-
-
-def batches(lengths: np.ndarray, most: float, rng: np.random.Generator) -> list[list[int]]:
-    """Indices in batches of about `most` in all, similar lengths together, in random order."""
-    grouped: list[list[int]] = [[]]
-    for index in np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths))):
-        if grouped[-1] and lengths[index] * (len(grouped[-1]) + 1) > most:
-            grouped.append([])
-        grouped[-1].append(int(index))
-    return [grouped[i] for i in rng.permutation(len(grouped))]
 
 
 class Corpus:
@@ -280,14 +270,3 @@ class FeatureCache:
         for row, (start, n) in zip(padded, places, strict=True):
             row[:n] = torch.from_numpy(self._rows[start : start + n].astype(np.float32))
         return padded, torch.tensor([n for _, n in places])
-
-
-def epochs(lengths: np.ndarray, most: float, seed: int, first_step: int) -> Iterator[tuple[int, list[int]]]:
-    """(epoch, indices) of every batch from `first_step` on, for ever."""
-    epoch, step = 0, 0
-    while True:
-        for indices in batches(lengths, most, np.random.default_rng((seed, epoch))):
-            if step >= first_step:
-                yield epoch, indices
-            step += 1
-        epoch += 1

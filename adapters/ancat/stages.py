@@ -33,11 +33,10 @@ from asr.transducer.trunk import Trunk
 #: Called with the stage's name, how much of it is done, how much there is, and a line about it.
 Show = Callable[[str, float, float, str], None]
 
-
 FIRST = Recipe(steps=700, batch_seconds=80, warmup=40, guided=400, trunk_learning_rate=0.0)
 TRUNK = Recipe(steps=900, batch_seconds=80, warmup=40)
-ANY = Recipe(steps=2000, batch_seconds=96)
-HEAD = Recipe(steps=600, batch_seconds=96, learning_rate=5e-4, warmup=30)
+ANY = Recipe(steps=8000, batch_seconds=40)
+HEAD = Recipe(steps=600, batch_seconds=40, learning_rate=4e-4, warmup=30)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Training of the adaptive-lookahead transducer: resumable, on a CPU or a GPU.
 
-Stages (each a run of `Trainer` that starts from the one before):
+One `Trainer` is one stage; adapters/ancat/stages.py puts them together:
 
-0. trunk: the adapter of the encoder learns to be strictly causal, under a head with random right contexts;
-   then its features are cached, since it does not change any more.
-1. any: the head goes on under random right contexts, so that every mask is in distribution.
-2. adaptive: schedulers decide, hard masks with straight-through gradients, and waiting has a price, which dual
-   ascent sets so that the true latency meets the target. Controls go on under their own policy instead.
+- from audio, under random right contexts: a first head on a trunk that stays as it is, then both, if wanted.
+- from cached features, under random right contexts, so that every mask is in distribution.
+- from cached features, under one policy. Adaptive: schedulers decide, by hard masks with straight-through gradients,
+  and waiting has a price, which dual ascent sets so that the true latency meets the target.
 """
 
 import json
@@ -20,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from adapters.ancat.corpus import Batch, Corpus, FeatureCache, epochs, spec_mask
+from adapters.ancat.corpus import Batch, Corpus, FeatureCache, spec_mask
 from adapters.ancat.losses import ctc_loss, guess_loss, latency, rnnt_loss
 from adapters.ancat.policies import random_policy
-from adapters.train import join_process_group
+from adapters.data import batches, epochs
 from asr.mel import LogMel
 from asr.transducer.encoder import Schedule
 from asr.transducer.model import Transducer
@@ -51,9 +49,7 @@ class Recipe:
     warmup: int = 100
     ctc: float = 0.3  # weight
     fast_emit: float = 0.01
-    guided: int = (
-        0  # steps in which frames are told what the alignment thinks they say, at first nothing else
-    )
+    guided: int = 0  # steps in which frames are told what the alignment thinks, at first nothing else
     masked: float = 0.5  # seconds of features masked per 5 s
     price_rate: float = 4e-4  # by which a step moves the price of a frame, where latency is twice its target
     clip_norm: float = 2.0
@@ -71,13 +67,12 @@ class Trainer:
         self, model: Transducer, corpus: Corpus, recipe: Recipe, out: Path, cache: FeatureCache | None = None
     ) -> None:
         self.model, self.corpus, self.recipe, self.out, self.cache = model, corpus, recipe, out, cache
-        self.rank, self.world = join_process_group()
         self.device = model.device
         self.mel = LogMel(self.device)
         if cache is not None or not recipe.trunk_learning_rate:
             model.trunk.requires_grad_(False)
         self.fixed_policy = None if recipe.policy == "random" else named(recipe.policy, model.dims.layers)
-        torch.manual_seed(recipe.seed + self.rank)
+        torch.manual_seed(recipe.seed)
         head = list(model.head_parameters())
         trunk = [p for p in model.trunk.parameters() if p.requires_grad]
         self.weights = [*head, *trunk]
@@ -105,12 +100,11 @@ class Trainer:
         for epoch, batch in self._batches():
             record = self._train_step(batch)
             self.step += 1
-            if self.rank == 0:
-                with (self.out / LOG).open("a") as log:
-                    log.write(json.dumps({"step": self.step, "epoch": epoch, **record}) + "\n")
-                progress(self.step, record)
-                if self.step % save_every == 0 or self.step == self.recipe.steps:
-                    self.save()
+            with (self.out / LOG).open("a") as log:
+                log.write(json.dumps({"step": self.step, "epoch": epoch, **record}) + "\n")
+            progress(self.step, record)
+            if self.step % save_every == 0 or self.step == self.recipe.steps:
+                self.save()
         self.model.eval()
 
     @torch.no_grad()
@@ -143,10 +137,15 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """Every batch that is left, each drawn while the one before trains."""
         recipe = self.recipe
-        stream = epochs(self.corpus.seconds, recipe.batch_seconds * self.world, recipe.seed, self.step)
+
+        def batches_of(epoch: int) -> list[list[int]]:
+            rng = np.random.default_rng((recipe.seed, epoch))
+            return batches(self.corpus.seconds, recipe.batch_seconds, rng)
 
         def draw(epoch: int, indices: list[int]) -> tuple[int, Batch]:
-            return epoch, self._draw(epoch, indices[self.rank :: self.world] or indices[:1])
+            return epoch, self._draw(epoch, indices)
+
+        stream = epochs(batches_of, self.step)
 
         with ThreadPoolExecutor(1) as ahead:
             batch = ahead.submit(draw, *next(stream))
@@ -176,7 +175,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> dict[str, Any]:
         recipe = self.recipe
-        rng = np.random.default_rng((recipe.seed, self.step, self.rank))
+        rng = np.random.default_rng((recipe.seed, self.step))
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
@@ -196,7 +195,7 @@ class Trainer:
             )
             logits = self.model.ctc(frames)
             ctc = ctc_loss(logits, batch.lengths, tokens, n_tokens)
-        waited = self._mean(hard_latency(schedule, batch.lengths))
+        waited = hard_latency(schedule, batch.lengths)
         loss = rnnt + recipe.ctc * ctc
         if batch.labels is not None and self.step < recipe.guided:
             guess = guess_loss(logits, batch.labels.to(self.device))
@@ -205,7 +204,6 @@ class Trainer:
             loss = loss + self._charge(waited) * latency(schedule.rights, batch.lengths)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._share_gradients()
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights, recipe.clip_norm))
         if math.isfinite(norm):
             self.optimizer.step()
@@ -244,22 +242,6 @@ class Trainer:
             return (self.step + 1) / self.recipe.warmup
         done = (self.step - self.recipe.warmup) / max(1, self.recipe.steps - self.recipe.warmup)
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    def _mean(self, value: float) -> float:
-        """Over all processes, so that each moves the price in the same way."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, device=self.device)
-        dist.all_reduce(total)
-        return float(total) / self.world
-
-    def _share_gradients(self) -> None:
-        if self.world > 1:
-            for weight in self.weights:
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-                dist.all_reduce(weight.grad, op=dist.ReduceOp.SUM)
-                weight.grad /= self.world
 
 
 def hard_latency(schedule: Schedule, lengths: Tensor) -> float:

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from adapters.align import AlignedClip
-from adapters.data import PAUSE_S, Augmentation, Example, Examples, epochs
+from adapters.data import PAUSE_S, Augmentation, Example, Examples, batches, epochs
 from asr.checkpoint import Whisper
 from asr.encoder import SAMPLES_PER_FRAME
 
@@ -163,17 +163,35 @@ def test_the_same_draw_gives_the_same_examples(clips: list[AlignedClip], tiny: W
 
 @pytest.mark.parametrize("seconds", [1.0, 5.0, 12.0, 1000.0])
 def test_batches_cover_everything_once(clips: list[AlignedClip], tiny: Whisper, seconds: float) -> None:
-    batches = examples(clips, tiny, PLAIN).batches(0, seconds)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(clips)))
-    for batch in batches:
+    drawn = examples(clips, tiny, PLAIN).batches(0, seconds)
+    assert sorted(index for batch in drawn for index in batch) == list(range(len(clips)))
+    for batch in drawn:
         lengths = [clips[index].seconds for index in batch]
         assert len(batch) == 1 or max(lengths) * len(batch) <= seconds * 1.25
     if seconds == 12.0:
-        assert 1 < len(batches) < len(clips)
+        assert 1 < len(drawn) < len(clips)
 
 
 def test_training_goes_on_where_it_stopped(clips: list[AlignedClip], tiny: Whisper) -> None:
     drawer = examples(clips, tiny, PLAIN)
-    from_start = list(islice(epochs(drawer, 5.0, 0), 20))
-    assert list(islice(epochs(drawer, 5.0, 7), 13)) == from_start[7:]
+
+    def batches_of(epoch: int) -> list[list[int]]:
+        return drawer.batches(epoch, 5.0)
+
+    from_start = list(islice(epochs(batches_of, 0), 20))
+    assert list(islice(epochs(batches_of, 7), 13)) == from_start[7:]
     assert {epoch for epoch, _ in from_start} >= {0, 1}
+
+
+@pytest.mark.parametrize("most", [0.5, 4.0, 9.0, 1000.0])
+def test_batches_cover_everything_once_alike_together(most: float) -> None:
+    lengths = np.random.default_rng(0).uniform(1, 3, 60)
+    grouped = batches(lengths, most, np.random.default_rng(1))
+    assert sorted(index for group in grouped for index in group) == list(range(60))
+    for group in grouped:
+        assert len(group) == 1 or lengths[group].max() * len(group) < most * 1.25
+        assert most == 1000 or np.ptp(lengths[group]) < 1
+    assert most < 1000 or len(grouped) == 1
+    if most == 9.0:
+        first = [lengths[group].mean() for group in grouped]
+        assert first != sorted(first), "in random order"

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from adapters.ancat.corpus import (
     Clip,
     Corpus,
     FeatureCache,
-    batches,
-    epochs,
     read_clips,
     spec_mask,
 )
@@ -128,28 +125,6 @@ def test_labels_lie_on_what_they_name(clips: list[Clip], pieces: Pieces, alignme
     assert len(speeds) > 3
     nothing = Corpus(clips, pieces).labels([0], [drawn])
     assert (nothing == IGNORED).all(), "who has no alignment is told nothing"
-
-
-@pytest.mark.parametrize("most", [0.5, 4.0, 9.0, 1000.0])
-def test_batches_cover_everything_once_alike_together(most: float) -> None:
-    lengths = np.random.default_rng(0).uniform(1, 3, 60)
-    grouped = batches(lengths, most, np.random.default_rng(1))
-    assert sorted(index for group in grouped for index in group) == list(range(60))
-    for group in grouped:
-        assert len(group) == 1 or lengths[group].max() * len(group) < most * 1.25
-        assert most == 1000 or np.ptp(lengths[group]) < 1
-    assert most < 1000 or len(grouped) == 1
-    if most == 9.0:
-        first = [lengths[group].mean() for group in grouped]
-        assert first != sorted(first), "in random order"
-
-
-def test_training_goes_on_where_it_stopped() -> None:
-    lengths = np.random.default_rng(0).uniform(1, 3, 20)
-    whole = list(islice(epochs(lengths, 8.0, 0, 0), 25))
-    assert list(islice(epochs(lengths, 8.0, 0, 11), 14)) == whole[11:]
-    assert {epoch for epoch, _ in whole} >= {0, 1}
-    assert [group for epoch, group in whole if epoch == 0] != [group for epoch, group in whole if epoch == 1]
 
 
 def test_spec_augment_masks_a_little_of_each_row() -> None:
