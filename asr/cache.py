@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.slot_append import slot_append
+
 
 @dataclass(frozen=True)
 class KVCache:
@@ -45,9 +47,7 @@ class KVCache:
         """Puts k, v (B, H, t, D) behind the current length of each of `rows` (B,)."""
         start = self.lengths[rows]
         assert int(start.max()) + k.shape[2] <= self.capacity, f"row {int(rows[start.argmax()])} is full"
-        at = (rows[:, None], slice(None), start[:, None] + torch.arange(k.shape[2]))
-        self.k[layer][at] = k.transpose(1, 2).to(self.k.dtype)
-        self.v[layer][at] = v.transpose(1, 2).to(self.v.dtype)
+        slot_append(self.k[layer], self.v[layer], rows, start, k, v)
 
     def advance(self, rows: Tensor, n: Tensor | int) -> None:
         """Makes the `n` newest written entries of each row count."""
