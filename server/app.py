@@ -30,6 +30,7 @@ from server.door import AdmissionError, check
 from server.log import configure_logging
 from server.metrics import Metrics
 from server.page import page_routes
+from server.sockets import ModestWebSocket, PromptHttp
 from server.transcriptions import Upload
 from server.worker import Worker
 from streaming.events import Fault
@@ -46,6 +47,7 @@ DIALECTS: dict[str, type[Dialect]] = {
 RECEIVE_BUFFER_BYTES = 2**18  # in the kernel: 8 s of 16 kHz s16le that a throttled client has sent ahead
 SEND_BUFFER_BYTES = 2**16  # in the kernel: hundreds of messages that a client has not read
 SILENT_PEER_MS = 30_000  # then the kernel gives up a peer that acknowledges nothing, or never reads
+HEAD_TIMEOUT_S = 10  # for the head of a request, or of a handshake, to be complete
 LAST_FRAMES_S = 5  # for close frames to leave, of conversations that did not finish in time
 PORT_TAKEN = 2  # exit code
 
@@ -221,10 +223,11 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
-                ws="websockets-sansio",
+                http=PromptHttp,
+                ws=ModestWebSocket,
                 ws_max_size=4 * settings.max_frame_bytes,  # what is a little too big is told so in words
                 ws_per_message_deflate=False,  # audio hardly shrinks
+                timeout_keep_alive=HEAD_TIMEOUT_S,
                 ws_ping_timeout=None,  # pongs wait behind throttled audio; idle clients are seen anyway
                 log_config=None,
                 access_log=False,
