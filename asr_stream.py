@@ -64,9 +64,6 @@ def _is_expected(error: Exception) -> bool:
 def _in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    details = getattr(error, "errors", None)  # pydantic's
-    if callable(details):
-        return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in details())
     return str(error)
 
 
@@ -319,6 +316,10 @@ def transcribe(
 
 @app.command()
 def serve(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of settings; all else overrides it.", envvar="ASR_STREAM_CONFIG"),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
     model: Annotated[
@@ -337,32 +338,40 @@ def serve(
     ] = None,
     tls_cert: Annotated[str | None, typer.Option(help="PEM file.")] = None,
     tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
+    api_key_file: Annotated[
+        str | None, typer.Option(help="Keys, one a line: a client must show one of them.")
+    ] = None,
     origins: Annotated[list[str] | None, typer.Option("--origin", help="Of a page that may connect.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
 ) -> None:
-    """Serve conversations over WebSockets. Every setting may also be ASR_STREAM_... in the environment.
+    """Serve conversations over WebSockets. SIGTERM and Ctrl-C let clients finish; docs/operations.md tells more.
 
-    A key that clients must show is set with ASR_STREAM_API_KEY only: command lines can be read by others.
+    Every setting may also be ASR_STREAM_... in the environment, or in a file: `port = 9000`. Keys that clients must
+    show come from ASR_STREAM_API_KEY or a file only: command lines can be read by others.
     """
     from asr.biasing import read_hotwords
     from server.app import serve as run
-    from server.config import Settings
+    from server.config import read_settings
     from server.terminal import tell
 
     given: dict[str, Any] = {
         "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
         "chunk_ms": chunk_ms, "delay_ms": delay_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
         "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
-        "origins": origins and tuple(origins), "log_level": log_level, "log_format": log_format,
+        "api_key_file": api_key_file, "origins": origins and tuple(origins),
+        "log_level": log_level, "log_format": log_format,
     }  # fmt: skip
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
     if decides_when_to_wait(settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set):
         settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
     engine = build_engine(
         settings.model, slots=settings.slots, threads=settings.threads, adapter=settings.adapter
     )
-    tell("to talk to the address below: asr-stream mic --url URL; to end: Ctrl-C, which lets clients finish")
+    if settings.log_format == "text":
+        tell(
+            "to talk to the address below: asr-stream mic --url URL; to end: Ctrl-C, which lets clients finish"
+        )
     run(settings, engine)
 
 

@@ -1,25 +1,54 @@
-"""One frozen settings object, validated once: environment variables ASR_STREAM_*, overridden by arguments."""
+"""One frozen settings object, validated once: arguments over the environment over a TOML file over defaults."""
 
+import difflib
 import ipaddress
-from typing import Annotated, Literal, Self
+import os
+import ssl
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    Field,
+    FilePath,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from asr.biasing import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords
 from streaming.session import DEFAULT_DELAY_MS, DELAY_MS
+
+PREFIX = "ASR_STREAM_"
+OTHER_VARIABLES = {"ASR_STREAM_CACHE", "ASR_STREAM_CONFIG"}  # of asr/weights.py and of the command line
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be: one line that says which, and where they were set."""
 
 
 class Settings(BaseSettings):
     """How the server runs. Raises pydantic's ValidationError (a ValueError) that names the wrong setting."""
 
-    model_config = SettingsConfigDict(env_prefix="ASR_STREAM_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(8765, ge=0, le=65_535)  # 0 takes a free one
     tls_cert: FilePath | None = None  # PEM; with tls_key the server speaks wss
     tls_key: FilePath | None = None
-    api_key: SecretStr | None = Field(None, min_length=1)
+    api_key: SecretStr | None = Field(
+        None, min_length=1
+    )  # or several, separated by commas: any of them opens
+    api_key_file: FilePath | None = None  # one a line, besides those of api_key; read once
     origins: Annotated[tuple[str, ...], NoDecode] = ()  # browsers' origins besides our own; "*" allows all
 
     model: str = "tiny.en"
@@ -44,11 +73,25 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
+    _keys: tuple[str, ...] = PrivateAttr(())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What comes first wins."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
     @field_validator("origins", "hotwords", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """The environment gives lists as one string, separated by commas."""
-        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+        return _listed(value.split(",")) if isinstance(value, str) else value
 
     @field_validator("hotwords")
     @classmethod
@@ -57,16 +100,93 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _paired(self) -> Self:
+        """A wrong certificate is found before the model is loaded, and no password is asked for."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key are given together or not at all")
+        if self.tls_cert is not None and self.tls_key is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                    self.tls_cert, self.tls_key, lambda: ""
+                )
+            except ssl.SSLError as error:
+                raise ValueError(
+                    f"tls_cert {self.tls_cert} and tls_key {self.tls_key} must be a certificate and its key, PEM,"
+                    f" without a password ({error.reason or 'unreadable'})"
+                ) from None
         return self
+
+    @model_validator(mode="after")
+    def _collected(self) -> Self:
+        """A file without keys is a mistake, and must not open the door to all."""
+        if self.api_key is not None:
+            self._keys = _listed(self.api_key.get_secret_value().split(","))
+        if self.api_key_file is not None:
+            lines = self.api_key_file.read_text().splitlines()
+            self._keys += _listed([line for line in lines if not line.startswith("#")])
+        if not self._keys and (self.api_key is not None or self.api_key_file is not None):
+            raise ValueError(f"{'api_key' if self.api_key else self.api_key_file} holds no key")
+        return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What clients may show, any of them; none if everybody may come in."""
+        return self._keys
 
     @property
     def exposed(self) -> bool:
         """Whether anyone on the network may use the server: no key, and not bound to loopback."""
-        if self.api_key is not None or self.host == "localhost":
+        if self.keys or self.host == "localhost":
             return False
         try:
             return not ipaddress.ip_address(self.host).is_loopback
         except ValueError:  # a host name: it may be anything
             return True
+
+
+def read_settings(file: Path | None = None, **given: Any) -> Settings:
+    """The settings as `given`, else as in the environment, else as in a TOML file.
+
+    Raises:
+        ConfigError: they cannot be.
+        OSError: a file cannot be read.
+    """
+
+    class Configured(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    if file is not None:
+        file.open("rb").close()  # pydantic-settings takes a file that is not there for an empty one
+    try:
+        return Configured(**given)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_in_words(each, file, given) for each in error.errors())) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def unknown_variables() -> list[str]:
+    """Names in the environment that look like settings and are none: nothing else would tell of a misspelling."""
+    known = OTHER_VARIABLES | {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(
+        name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
+    )
+
+
+def _in_words(error: Any, file: Path | None, given: dict[str, Any]) -> str:
+    """One error of pydantic's, never with the value: it may be a key."""
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        message = "no such setting" + (f": is it {near[0]}?" if near else "")
+    if name in given:
+        return f"{name}: {message}"
+    if (variable := PREFIX + name.upper()) in map(str.upper, os.environ):
+        return f"{variable}: {message}"
+    return f"{file}: {name}: {message}" if file is not None else f"{name}: {message}"
+
+
+def _listed(items: list[str]) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, items)))

@@ -43,9 +43,9 @@ def check(request: HTTPConnection, settings: Settings, admission: type[Admission
         raise AdmissionError(
             403, "bad_origin", f"origin {origin[:60]!r} is not allowed: add it to ASR_STREAM_ORIGINS"
         )
-    if settings.api_key is not None:
+    if settings.keys:
         given = admission.key(request.headers, request.query_params)
-        if not key_matches(given, settings.api_key.get_secret_value()):
+        if not any(key_matches(given, key) for key in settings.keys):
             raise AdmissionError(401, "bad_key", f"a valid key is needed: {admission.key_place}")
 
 

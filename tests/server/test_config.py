@@ -1,8 +1,27 @@
 """Settings: read once, validated once."""
 
-import pytest
+from pathlib import Path
 
-from server.config import Settings
+import pytest
+import trustme
+
+from server.config import ConfigError, Settings, read_settings, unknown_variables
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_flags_are_over_the_environment_over_the_file_over_defaults(monkeypatch, tmp_path):
+    file = written(tmp_path / "s.toml", 'port = 1\nslots = 2\nbeam = 3\norigins = ["https://a.example"]\n')
+    monkeypatch.setenv("ASR_STREAM_PORT", "10")
+    monkeypatch.setenv("ASR_STREAM_SLOTS", "20")
+    settings = read_settings(file, port=100)
+    assert (settings.port, settings.slots, settings.beam, settings.chunk_ms) == (100, 20, 3, 300)
+    assert settings.origins == ("https://a.example",)
+    assert settings.model_fields_set == {"port", "slots", "beam", "origins"}
+    assert read_settings().beam == 1
 
 
 def test_the_environment_sets_and_arguments_override(monkeypatch):
@@ -37,6 +56,69 @@ def test_settings_are_frozen_and_do_not_show_the_key():
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1
     assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("port = 70_000", "s.toml: port: Input should be less than or equal to 65535"),
+        ("slot = 4", "s.toml: slot: no such setting: is it slots?"),
+        ("[server]\nport = 1", "s.toml: server: no such setting"),
+        ("port = ", "s.toml: Invalid value"),
+        ('prompt = "\xff"', "s.toml: 'utf-8' codec can't decode"),
+        ('tls_cert = "/no/such.pem"', "s.toml: tls_cert: Path does not point to a file"),
+        ('api_key = " , "', "api_key holds no key"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it_and_the_key(tmp_path, text, words):
+    (tmp_path / "s.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as refused:
+        read_settings(tmp_path / "s.toml")
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_wrong_variable_is_named_as_such(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASR_STREAM_SLOTS", "none")
+    with pytest.raises(ConfigError, match="^ASR_STREAM_SLOTS: Input should be a valid integer"):
+        read_settings(written(tmp_path / "s.toml", "slots = 0"))
+    with pytest.raises(ConfigError, match="^slots: Input should be greater than or equal to 1$"):
+        read_settings(slots=0)
+
+
+def test_a_file_that_is_not_there_is_not_an_empty_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_settings(tmp_path / "s.toml")
+
+
+def test_a_misspelt_variable_is_found(monkeypatch):
+    monkeypatch.setenv("ASR_STREAM_SLOTS", "4")
+    monkeypatch.setenv("ASR_STREAM_CACHE", "/tmp")
+    monkeypatch.setenv("ASR_STREAM_SLOT", "4")
+    assert unknown_variables() == ["ASR_STREAM_SLOT"]
+
+
+def test_keys_come_from_both_places_and_are_several(tmp_path):
+    file = written(tmp_path / "keys", "# since March\nthird\n\n fourth \n")
+    assert Settings(api_key="first, second", api_key_file=file).keys == ("first", "second", "third", "fourth")
+    assert Settings().keys == ()
+
+
+def test_a_file_without_keys_does_not_open_the_door(tmp_path):
+    with pytest.raises(ConfigError, match="keys holds no key"):
+        read_settings(api_key_file=written(tmp_path / "keys", "# none yet\n"))
+
+
+def test_a_certificate_is_proven_at_once(tmp_path):
+    ca = trustme.CA()
+    ours, others = (ca.issue_cert("asr.example") for _ in range(2))
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    ours.cert_chain_pems[0].write_to_path(str(cert))
+    ours.private_key_pem.write_to_path(str(key))
+    assert read_settings(tls_cert=cert, tls_key=key).tls_cert == cert
+    others.private_key_pem.write_to_path(str(key))
+    with pytest.raises(ConfigError, match=r"must be a certificate and its key, PEM.*\(KEY_VALUES_MISMATCH\)"):
+        read_settings(tls_cert=cert, tls_key=key)
 
 
 @pytest.mark.parametrize(
