@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.cache import KVCache
-from asr.layers import CrossBlock
+from asr.layers import CrossBlock, linear, padded
 from asr.weights import Dims
 from kernels.limit_cross_attention import limit_cross_attention
 
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., V) logits, tied to the token embedding."""
-        return F.linear(hidden, self.token_embedding.weight.to(hidden.dtype))
+        return linear(hidden, self.token_embedding.weight.to(hidden.dtype))
 
     def alignment_pass(
         self, tokens: Tensor, heads: list[tuple[int, int]], audio: list[tuple[Tensor, Tensor]]
@@ -81,6 +81,9 @@ class Decoder(nn.Module):
         Returns:
             (n_heads, u, T) scores before the softmax, and (u, d) hidden states.
         """
+        u, context = tokens.shape[1], self.dims.n_text_ctx
+        # As `linear` says; nothing before the padding sees it.
+        tokens = F.pad(tokens, (0, min(padded(u), context) - u))
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=x.device).tril()
         scores: dict[tuple[int, int], Tensor] = {}
@@ -89,9 +92,9 @@ class Decoder(nn.Module):
             x = x + block.attn(normed, normed, causal)
             q = block.cross_attn.queries(block.cross_attn_ln(x)).to(k.dtype)
             for head in (head for layer, head in heads if layer == i):
-                scores[i, head] = q[0, head].float() @ k[0, head].float().T * q.shape[-1] ** -0.5
+                scores[i, head] = q[0, head, :u].float() @ k[0, head].float().T * q.shape[-1] ** -0.5
             x = block.feed(x + block.cross_attn.merge(F.scaled_dot_product_attention(q, k, v).to(x.dtype)))
-        return torch.stack([scores[pair] for pair in heads]), self.ln(x)[0]
+        return torch.stack([scores[pair] for pair in heads]), self.ln(x)[0, :u]
 
     def keys_values(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each layer's cross-attention keys and values (B, H, T, D) of features (B, T, d)."""

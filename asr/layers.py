@@ -1,9 +1,41 @@
 """The layers that Whisper's encoder and decoder share. Module names are OpenAI's, so weights load by name."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.masked_attention import masked_attention
+
+MOST_PADDING = 30  # rows; an encoder's step of 300 ms has 30, a window of 30 s 1500: these need none
+
+
+class Linear(nn.Linear):
+    """A linear layer that meets few numbers of rows, see `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, x (..., K) and weight (N, K) -> (..., N), padded to one of few numbers of rows.
+
+    On a CPU oneDNN compiles a bfloat16 product for each number of rows that it meets, 1 ms a time, and keeps half a
+    megabyte of each: serving would meet new numbers, and grow, for hours.
+    """
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    rows = x.flatten(0, -2)
+    missing = padded(len(rows)) - len(rows)
+    if not missing:
+        return F.linear(x, weight, bias)
+    y = F.linear(F.pad(rows, (0, 0, 0, missing)), weight, bias)
+    return y[: len(rows)].unflatten(0, x.shape[:-1])
+
+
+def padded(n: int) -> int:
+    """`n` rows and the padding behind them: less than a quarter of them, and than MOST_PADDING."""
+    step = min(MOST_PADDING, 1 << max(0, (n - 1).bit_length() - 3))
+    return -(-n // step) * step
 
 
 class LayerNorm(nn.LayerNorm):
@@ -21,10 +53,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, H, T, D)"""
@@ -53,7 +85,7 @@ class Block(nn.Module):
         super().__init__()
         self.attn = Attention(width, heads)
         self.attn_ln = LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
         self.mlp_ln = LayerNorm(width)
 
     def feed(self, x: Tensor) -> Tensor:
