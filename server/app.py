@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from server.config import Settings
+from server.config import Settings, unknown_variables
 from server.connection import Connection, Conversation
 from server.dialects import Dialect, Terms
 from server.dialects.deepgram import Deepgram
@@ -27,7 +27,7 @@ from server.dialects.openai import OpenAi
 from server.dialects.realtime import Realtime
 from server.dialects.vosk import Vosk
 from server.door import AdmissionError, check
-from server.log import configure_logging
+from server.log import configure_logging, fields, whence
 from server.metrics import Metrics
 from server.page import page_routes
 from server.sockets import ModestWebSocket, PromptHttp
@@ -77,7 +77,9 @@ class House:
         self.draining = False
         self.metrics.watch(
             sessions=lambda: len(self.connections),
+            slots=lambda: engine.slots,
             slots_free=lambda: self.free_slots,
+            draining=lambda: self.draining,
             backlog=lambda: max((each.backlog_s for each in self.connections), default=0.0),
             queue_age=lambda: max((each.queue_age_s for each in self.connections), default=0.0),
         )
@@ -94,10 +96,11 @@ class House:
         try:
             connection = self._admit(client, dialect_type)
         except AdmissionError as refusal:
-            self._note(refusal)
+            self._note(refusal, client)
             await refusal.tell(client, dialect_type)
             return
         self.connections.add(connection)
+        self.metrics.conversations.labels(client.scope["path"]).inc()
         try:
             await connection.run()
         finally:
@@ -109,8 +112,9 @@ class House:
             check(request, self.settings, OpenAi)
             self._check_room()
         except AdmissionError as refusal:
-            self._note(refusal)
+            self._note(refusal, request)
             return refusal.response(OpenAi)
+        self.metrics.conversations.labels(request.scope["path"]).inc()
         upload = Upload(self.worker.engine, self.settings, self.terms, self.metrics)
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,9 +145,9 @@ class House:
         if self.free_slots <= 0:
             raise AdmissionError(503, "full", "every slot is taken: try again in a few seconds")
 
-    def _note(self, refusal: AdmissionError) -> None:
+    def _note(self, refusal: AdmissionError, client: HTTPConnection) -> None:
         self.metrics.errors.labels(refusal.code).inc()
-        log.warning("refused, %s: %s", refusal.code, refusal)
+        log.warning("refused, %s: %s", refusal.code, refusal, extra=fields(**whence(client)))
 
     async def drain(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """Takes no one in and lets every conversation finish, for drain_timeout_s or until `hurry`."""
@@ -240,7 +244,8 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends at once."""
+        """The first signal drains, the second ends at once. From now on the server is not ready."""
+        self.house.draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -251,17 +256,27 @@ class Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             scheme, page = ("wss", "https") if settings.tls_cert else ("ws", "http")
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            sys.stderr.write(f"listening on {scheme}://{address}/v1/stream\n")
-            sys.stderr.write(f"a page to try it: {page}://{address}/\n")
+            self._announce(f"listening on {scheme}://{address}/v1/stream")
+            self._announce(f"a page to try it: {page}://{address}/")
+        for name in unknown_variables():
+            log.warning("%s is in the environment, and is no setting", name)
         if settings.exposed:
             log.warning(
                 "ANYONE on the network can use this server: set ASR_STREAM_API_KEY, or bind to 127.0.0.1"
             )
 
+    def _announce(self, line: str) -> None:
+        """For whoever has started us; among JSON lines, one of them."""
+        if self.house.settings.log_format == "json":
+            log.info("%s", line)
+        else:
+            sys.stderr.write(f"{line}\n")
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("draining %d conversations", len(self.house.connections))
         await self.house.drain(hurry=lambda: self.force_exit)
         await super().shutdown(sockets)
+        log.info("ended")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.config import Settings
 from server.dialects import Audio, Close, Dialect, Finalize, Finish, Open, Send, Step
-from server.log import session_log
+from server.log import session_log, whence
 from server.metrics import ArrivalTimes, Metrics
 from streaming.events import Endpoint, Event, Fault, Final
 from streaming.session import Full, Session, SessionOptions
@@ -74,6 +74,10 @@ class Connection:
         self._awaited = True
         self._warned = False  # of samples that are no numbers
         self._ended_at: float | None = None  # when an utterance ended whose final is still to come
+        self._decoded_ms = 0  # of the session's timeline, which may go on where another's ended
+        self._audio_ms = 0  # decoded here
+        self._finals = 0
+        self._close: dict[str, object] = {}  # how the socket was closed
 
     @property
     def awaited(self) -> bool:
@@ -94,7 +98,8 @@ class Connection:
         """Accepts the socket and serves it to the end; whatever happens, the slot is free afterwards."""
         wanted = self._socket.scope.get("subprotocols", [])
         await self._socket.accept(next((name for name in wanted if name in self._dialect.subprotocols), None))
-        self._log.info("open")
+        started = time.monotonic()
+        self._log.info("open", extra=whence(self._socket))
         self._carry_out(self._dialect.greet(self.id))
         reader, writer, closing = (
             asyncio.create_task(work) for work in (self._read(), self._write(), self._closing.wait())
@@ -113,7 +118,9 @@ class Connection:
             for task in (reader, writer, closing):
                 task.cancel()
             await asyncio.gather(reader, writer, closing, return_exceptions=True)
-            self._log.info("gone")
+            seconds = round(time.monotonic() - started, 1)
+            said = {"audio_s": self._audio_ms / 1000, "finals": self._finals}
+            self._log.info("gone", extra={"seconds": seconds, **said, **self._close})
 
     def leave(self, code: int, why: str) -> None:
         """Ends the conversation well: what was heard is finished, then the socket closes with this code."""
@@ -138,6 +145,7 @@ class Connection:
                 self.leave(1000, f"idle for {idle_s:g} s: send audio or keepalive")
                 continue
             if message["type"] == "websocket.disconnect":
+                self._close = self._close or {"close": message.get("code"), "by": "client"}
                 return
             if self._leaving:
                 continue
@@ -189,6 +197,7 @@ class Connection:
     def _open(self, options: SessionOptions) -> None:
         self._awaited = False
         self._arrivals = ArrivalTimes(options)
+        self._decoded_ms = options.start_ms
         try:
             self._session = self._engine.open(options, notify=self._notify)
         except Full:
@@ -220,6 +229,9 @@ class Connection:
         self._carry_out(self._dialect.progress(decoded_ms))
         if (lag := self._arrivals.decoded(decoded_ms)) is not None:
             self._metrics.chunk_lag.observe(lag)
+        self._metrics.audio.inc((decoded_ms - self._decoded_ms) / 1000)
+        self._audio_ms += decoded_ms - self._decoded_ms
+        self._decoded_ms = decoded_ms
         if self.backlog_s <= self._settings.max_backlog_s:
             self._room.set()
 
@@ -228,9 +240,11 @@ class Connection:
         match event:
             case Endpoint():
                 self._ended_at = time.monotonic()
-            case Final() if self._ended_at is not None:
-                self._metrics.time_to_final.observe(time.monotonic() - self._ended_at)
-                self._ended_at = None
+            case Final():
+                self._finals += 1
+                if self._ended_at is not None:
+                    self._metrics.time_to_final.observe(time.monotonic() - self._ended_at)
+                    self._ended_at = None
             case Fault():
                 self._metrics.errors.labels(event.code).inc()
                 self._log.warning("%s: %s", event.code, event.message)
@@ -247,6 +261,7 @@ class Connection:
             return
         self._outbox.put_nowait(step)
         if isinstance(step, Close):
+            self._close = {"close": step.code, "by": "server", "why": step.why}
             self._closing.set()
 
     def _let_go(self) -> None:

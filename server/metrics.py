@@ -4,7 +4,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from streaming.session import SessionOptions
 
@@ -18,9 +25,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        gauge, histogram = self._gauge, self._histogram
+        ProcessCollector(registry=self.registry)  # process_*: memory, CPU, open files, when it started
+        gauge, histogram, counter = self._gauge, self._histogram, self._counter
         self.sessions = gauge("sessions", "Conversations that are open.")
         self.slots_free = gauge("slots_free", "Conversations that could still be opened.")
+        self.slots = gauge("slots", "Conversations that the server can hold.")
+        self.draining = gauge("draining", "1 while the server ends and takes no one in, else 0.")
         self.backlog = gauge(
             "backlog_seconds", "Audio received and not yet decoded, the most of any session."
         )
@@ -35,21 +45,25 @@ class Metrics:
             "From the end of an utterance to its final.",
             SECONDS,
         )
-        self.errors = Counter(
-            "asr_stream_errors", "Errors told to clients.", ["code"], registry=self.registry
-        )
+        self.conversations = counter("conversations", "Conversations that were let in.", "path")
+        self.audio = counter("audio_seconds", "Audio decoded.")
+        self.errors = counter("errors", "Errors told to clients, refusals among them.", "code")
 
     def watch(
         self,
         *,
         sessions: Callable[[], float],
+        slots: Callable[[], float],
         slots_free: Callable[[], float],
+        draining: Callable[[], float],
         backlog: Callable[[], float],
         queue_age: Callable[[], float],
     ) -> None:
         """Read these at every scrape; seconds and counts."""
         self.sessions.set_function(sessions)
+        self.slots.set_function(slots)
         self.slots_free.set_function(slots_free)
+        self.draining.set_function(draining)
         self.backlog.set_function(backlog)
         self.queue_age.set_function(queue_age)
 
@@ -64,6 +78,9 @@ class Metrics:
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(f"asr_stream_{name}", help_text, registry=self.registry)
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"asr_stream_{name}", help_text, labels, registry=self.registry)
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"asr_stream_{name}", help_text, buckets=buckets, registry=self.registry)

@@ -23,7 +23,7 @@ from server.dialects import Terms, transcription
 from server.dialects.openai import OpenAi
 from server.dialects.transcription import Wish
 from server.door import AdmissionError
-from server.log import session_log
+from server.log import session_log, whence
 from server.metrics import Metrics
 from streaming.events import Closed, Event, Fault, Final
 from streaming.session import Full, Session
@@ -60,16 +60,18 @@ class Upload:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the form, answers it, and frees the slot, whatever happens."""
-        self._log.info("upload")
+        self._log.info("open", extra=whence(Request(scope)))
         try:
             response = await self._respond(Request(scope, self._bounded(receive)), receive)
             if response is not None:
                 await response(scope, receive, send)
         finally:
             self.awaited = False
+            audio_s = self._session.decoded_ms / 1000 if self._session is not None else 0.0
+            self._metrics.audio.inc(audio_s)
             if self._session is not None and not self._session.closed:
                 self._session.abort()
-            self._log.info("gone")
+            self._log.info("gone", extra={"audio_s": audio_s})
 
     def leave(self, code: int, why: str) -> None:
         """What is being transcribed may be finished; a file that has not come yet is refused."""
