@@ -20,7 +20,7 @@ from streaming.events import Closed, Event, Fault, Final, Partial
 
 FRAME_BYTES = 2**15  # at most, of one WebSocket message: 1 s of 16 kHz s16le
 MAX_AHEAD_MS = 10_000  # audio sent and not yet decoded: pings and their answers wait behind it
-KEEP_MS = 60_000  # longer than any utterance: audio decoded that long ago without a final was silence
+KEEP_MS = 60_000  # longer than any utterance: audio decoded that long ago, with no word told, was silence
 KEEPALIVE_S = 3.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 8.0  # between attempts to reconnect
 CLOSED_SLACK_MS = 100  # what the server's count of the audio may lack, by rounding
@@ -86,6 +86,8 @@ class StreamClient:
         self._timeline = Timeline()  # what was heard
         self._decoded_ms = 0  # by the server of this connection
         self._furthest_ms = 0  # by any
+        self.reconnections = 0
+        self._owed = False  # words were told whose final is still to come, however late it is
 
     async def __aenter__(self) -> Self:
         self._socket = await dial(self._url, self._token)
@@ -100,6 +102,12 @@ class StreamClient:
         self._task.cancel()
         await asyncio.wait({self._task})
         await self._socket.close()
+
+    @property
+    def connection(self) -> ClientConnection:
+        """The connection at hand, for those who disturb it: after a loss it is another."""
+        assert self._socket is not None, "the client is entered first"
+        return self._socket
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -160,6 +168,7 @@ class StreamClient:
         try:
             while (lost := await self._converse(socket)) is not None:
                 socket = self._socket = await self._reconnect(lost)
+                self.reconnections += 1
         except Exception as error:
             self._failure = error  # raised where the caller sends or listens
         self._over = True
@@ -180,7 +189,7 @@ class StreamClient:
 
     async def _converse(self, socket: ClientConnection) -> ServerError | None:
         """One connection to its end: None if all is said and told, else what it was lost by."""
-        self._decoded_ms = self._tape.base_ms
+        self._decoded_ms, self._owed = self._tape.base_ms, False
         self._timeline.reconnected()
         closed: Closed | None = None
         fault: Fault | None = None
@@ -238,10 +247,15 @@ class StreamClient:
     def _hear(self, message: dict[str, Any]) -> Event | None:
         """Notes how far the server is, forgets what is finished, tells the event: Closed only at the end."""
         event = read_event(message)
-        if isinstance(event, Final):
-            self._tape.forget(event.audio_ms)
         self._decoded_ms = max(self._decoded_ms, message.get("audio_ms", 0))
-        self._tape.forget(self._decoded_ms - KEEP_MS)
+        match event:
+            case Final():
+                self._owed = False
+                self._tape.forget(event.audio_ms)
+            case Partial():
+                self._owed = bool(event.text)
+            case None if not self._owed:  # progress, which comes after all events of the audio it covers
+                self._tape.forget(self._decoded_ms - KEEP_MS)
         if self._decoded_ms > self._furthest_ms:
             self._furthest_ms, self._tries = self._decoded_ms, 0
         self._moved.set()

@@ -20,9 +20,9 @@ CLOSE_CODES = {  # by the code of a fatal Fault; anything else is the server's o
     "bad_text": 1007,
     "bad_audio": 1007,
     "bad_order": 1008,
-    "slow_reader": 1008,
     "too_big": 1009,
-    "full": 1013,
+    "full": 1013,  # "try again later": clients reconnect, and resume where they can
+    "slow_reader": 1013,
 }
 
 

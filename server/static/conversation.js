@@ -2,7 +2,7 @@
 // It keeps the audio since the last final; after a lost connection it resumes there, and nothing is told twice.
 
 const MAX_AHEAD_MS = 10_000; // audio sent and not yet decoded
-const KEEP_MS = 60_000; // longer than any utterance: audio decoded that long ago without a final was silence
+const KEEP_MS = 60_000; // longer than any utterance: audio decoded that long ago, with no word told, was silence
 const KEEPALIVE_MS = 3_000;
 const PATIENCE = 10; // keepalives without an answer to audio: then the network is gone and has not said so
 const FIRST_DELAY_MS = 250; // between attempts to reconnect
@@ -115,6 +115,7 @@ export class Conversation {
   #saidAt = 0; // when audio was last recorded
   #decodedMs = 0; // by the server of this connection
   #furthestMs = 0; // by any
+  #owed = false; // words were told whose final is still to come, however late it is
   #partialMs = -1; // how far the partials told go
   #againMs = -1; // likewise, before this connection
   #wake = () => {};
@@ -202,6 +203,7 @@ export class Conversation {
     url.search = new URLSearchParams({ ...query, sample_rate: rate, words: true, progress: true, ...(key && { token: key }) });
     const socket = (this.#socket = new WebSocket(url));
     this.#decodedMs = this.#tape.baseMs;
+    this.#owed = false;
     this.#againMs = this.#partialMs;
     this.#unanswered = 0;
     let closed, fault, opened = false;
@@ -247,7 +249,10 @@ export class Conversation {
   #hear(message) {
     if (message.audio_ms !== undefined) {
       this.#decodedMs = Math.max(this.#decodedMs, message.audio_ms);
-      this.#tape.forget(message.type === "final" ? message.audio_ms : this.#decodedMs - KEEP_MS);
+      if (message.type === "partial") this.#owed = message.text !== "";
+      if (message.type === "final") this.#owed = false;
+      if (message.type === "final") this.#tape.forget(message.audio_ms);
+      else if (message.type === "progress" && !this.#owed) this.#tape.forget(this.#decodedMs - KEEP_MS);
       if (this.#decodedMs > this.#furthestMs) [this.#furthestMs, this.#tries] = [this.#decodedMs, 0];
     }
     if (message.type === "partial" || message.type === "progress") {

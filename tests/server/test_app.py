@@ -181,12 +181,12 @@ def test_a_client_that_never_reads_is_let_go():
             client.transport.resume_reading()
             messages = await hear_all(client)
             assert messages[-1]["code"] == "slow_reader"
-            assert (client.close_code, client.close_reason[:12]) == (1008, "results were")
+            assert (client.close_code, client.close_reason[:12]) == (1013, "results were")
 
     asyncio.run(main())
 
 
-def test_a_full_house_refuses_before_the_upgrade():
+def test_a_full_house_refuses_before_the_upgrade(caplog):
     async def main():
         async with serving(FakeEngine(slots=1)) as running:
             async with connect(running.url) as client:
@@ -201,6 +201,8 @@ def test_a_full_house_refuses_before_the_upgrade():
             assert (await running.get("/readyz"))[0] == 200
 
     asyncio.run(main())
+    assert "every slot is taken" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_an_engine_without_a_slot_closes_with_1013():

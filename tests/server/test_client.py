@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from server import client as client_module
 from server.client import StreamClient
@@ -191,6 +192,57 @@ def test_a_full_server_is_waited_for_when_reconnecting():
             running.engine.slots = 1
             await client.close()
             assert words(await listen(client)) == "w1"
+
+    asyncio.run(main())
+
+
+def test_a_client_that_was_too_slow_comes_back_and_resumes():
+    async def main():
+        async with serving() as running, StreamClient(running.url) as client:
+            deaf = client.connection
+            await client.send(speech(1, 2, 0, 3, 4, 5))
+            await until(lambda: client._decoded_ms == 600)
+            for connection in running.house.connections:
+                connection.fail(Fault("slow_reader", "results were not read in time", fatal=True))
+            await client.send(speech(6))
+            await client.close()
+            events = await listen(client)
+            assert deaf.close_code == 1013  # "try again later"
+            assert words(events) == text(1, 2, 3, 4, 5, 6)
+            assert_one_story(events)
+
+    asyncio.run(main())
+
+
+async def says_late(socket: ServerConnection) -> None:
+    """A server whose second pass never ends: it decodes on and on."""
+    heard_ms = 0
+    async for frame in socket:
+        if isinstance(frame, str):
+            continue
+        heard_ms += len(frame) * 100 // len(speech(0))
+        if heard_ms == 1000:
+            await socket.send('{"type":"partial","utterance":0,"text":"w1","stable":0,"audio_ms":1000}')
+            await socket.send('{"type":"endpoint","utterance":0,"audio_ms":1000}')
+        await socket.send(f'{{"type":"progress","audio_ms":{heard_ms}}}')
+
+
+def test_audio_is_kept_until_its_final_however_late_that_is(monkeypatch):
+    """A second pass may be minutes behind a stream that was sent faster than it was spoken."""
+    monkeypatch.setattr(client_module, "KEEP_MS", 3000)
+
+    async def main():
+        async with (
+            serve(says_late, "127.0.0.1", 0) as server,
+            StreamClient(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client,
+        ):
+            await client.send(speech(*[0] * 9))
+            await until(lambda: client._decoded_ms == 900)
+            await client.send(speech(1))
+            for _ in range(10):
+                await client.send(speech(*[0] * 10))
+            await until(lambda: client._decoded_ms == 11_000)
+            assert client._tape.base_ms == 0
 
     asyncio.run(main())
 
