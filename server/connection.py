@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
@@ -19,7 +20,7 @@ from server.config import Settings
 from server.dialects import Audio, Close, Dialect, Finalize, Finish, Open, Send, Step
 from server.log import session_log, whence
 from server.metrics import ArrivalTimes, Metrics
-from streaming.events import Endpoint, Event, Fault, Final
+from streaming.events import Endpoint, Event, Fault, Final, Partial
 from streaming.session import Full, Session, SessionOptions
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class Connection:
         if self._session is None:
             return
         decoded_ms = self._session.decoded_ms
-        for event in self._session.events():
+        for event in _newest(self._session.events()):
             self._tell(event)
         self._carry_out(self._dialect.progress(decoded_ms))
         if (lag := self._arrivals.decoded(decoded_ms)) is not None:
@@ -272,3 +273,16 @@ class Connection:
             if not self._session.closed:
                 self._session.abort()
             self._session = None
+
+
+def _newest(events: list[Event]) -> list[Event]:
+    """Without partials that the next one replaces: minutes of them come at once after a final that took long."""
+    return [
+        event
+        for event, following in zip_longest(events, events[1:])
+        if not (
+            isinstance(event, Partial)
+            and isinstance(following, Partial)
+            and event.utterance == following.utterance
+        )
+    ]
