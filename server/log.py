@@ -61,12 +61,6 @@ def configure_logging(level: str, line_format: Literal["text", "json"]) -> None:
     for name in OURS:
         logging.getLogger(name).setLevel(level.upper())
     logging.captureWarnings(True)
-    logging.getLogger("uvicorn.error").addFilter(_not_a_refusal)
-
-
-def _not_a_refusal(record: logging.LogRecord) -> bool:
-    """uvicorn 0.54 takes a refused upgrade, when it was answered as ASGI has it, for a broken handshake."""
-    return not record.getMessage().startswith("ASGI callable returned without completing handshake")
 
 
 def session_log(session: str) -> SessionLog:
