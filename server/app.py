@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from asr.audio import SAMPLE_RATE, read_audio
 from server.config import Settings, unknown_variables
 from server.connection import Connection, Conversation
 from server.dialects import Dialect, Terms
@@ -34,6 +36,7 @@ from server.sockets import ModestWebSocket, PromptHttp
 from server.transcriptions import Upload
 from server.worker import Worker
 from streaming.events import Fault
+from streaming.session import SessionOptions
 
 if TYPE_CHECKING:
     from streaming.engine import Engine
@@ -50,6 +53,8 @@ SILENT_PEER_MS = 30_000  # then the kernel gives up a peer that acknowledges not
 HEAD_TIMEOUT_S = 10  # for the head of a request, or of a handshake, to be complete
 LAST_FRAMES_S = 5  # for close frames to leave, of conversations that did not finish in time
 PORT_TAKEN = 2  # exit code
+SPEECH = Path(__file__).parent.parent / "samples" / "jfk.wav"  # what the model is warmed up with
+SPEECH_BEGINS_S = 0.3
 
 log = logging.getLogger("asr_stream.server")
 
@@ -60,7 +65,7 @@ class House:
     def __init__(self, engine: "Engine", settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.worker = Worker(engine, stepped=self.metrics.stepped)
+        self.worker = Worker(engine, stepped=self.metrics.stepped, warm_up=self._warm_up)
         self.terms = Terms(
             model=engine.model_name,
             chunk_ms=settings.chunk_ms,
@@ -90,6 +95,11 @@ class House:
         if self.draining:
             return 0
         return self.worker.engine.free_slots - sum(connection.awaited for connection in self.connections)
+
+    def _warm_up(self) -> None:
+        """Lets the model hear a clip as clients will send theirs, so that the first of them does not wait longer."""
+        speech = read_audio(SPEECH)[round(SPEECH_BEGINS_S * SAMPLE_RATE) :]
+        self.worker.engine.warm_up(speech, SessionOptions(**self.terms.options()))
 
     async def converse(self, client: WebSocket, dialect_type: type[Dialect]) -> None:
         """One WebSocket, from the door to its end."""
@@ -191,7 +201,7 @@ def create_app(engine: "Engine", settings: Settings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        house.worker.start()
+        await asyncio.to_thread(house.worker.start)
         try:
             yield
         finally:

@@ -22,12 +22,21 @@ log = logging.getLogger("asr_stream.worker")
 class Worker:
     """Steps `engine` in a thread of its own, from `start` to `stop`.
 
-    `stepped(seconds, rows)` is called there after every batch: its time, and how many sessions advanced.
+    `stepped(seconds, rows)` is called there after every batch: its time, and how many sessions advanced;
+    `warm_up()` once, before all others.
     """
 
-    def __init__(self, engine: "Engine", *, stepped: Callable[[float, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: "Engine",
+        *,
+        stepped: Callable[[float, int], None] | None = None,
+        warm_up: Callable[[], None] = lambda: None,
+    ) -> None:
         self.engine = engine
         self._stepped = stepped
+        self._warm_up = warm_up
+        self._warm = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -36,7 +45,9 @@ class Worker:
         return self._thread.is_alive()
 
     def start(self) -> None:
+        """Returns once the model is warm."""
         self._thread.start()
+        self._warm.wait()
 
     def drain(self, timeout: float) -> bool:
         """Waits until everything received is decoded; False when `timeout` seconds were not enough."""
@@ -55,6 +66,14 @@ class Worker:
         self.engine.close()
 
     def _run(self) -> None:
+        started = time.perf_counter()
+        try:
+            self._warm_up()
+            log.info("the model is warm, after %.1f s", time.perf_counter() - started)
+        except Exception as error:
+            log.exception("the model could not be warmed up")
+            self.engine.fail(error)
+        self._warm.set()
         while not self._stopping.is_set():
             try:
                 if not self._step():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr.audio import SAMPLE_RATE
+from asr.audio import SAMPLE_RATE, Samples
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.offline import OfflineDecoder
@@ -23,9 +23,14 @@ from streaming import policy
 from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity, milliseconds, samples_in
 from streaming.events import Endpoint, Fault, Final
 from streaming.final_pass import FinalJob, FinalPass
+from streaming.memory import give_back
 from streaming.recognizer import Recognizer
 from streaming.session import Full, Session, SessionOptions
 from streaming.utterance import Feed, Utterances, Verdict
+
+WARM_SESSIONS = 8  # more add no shape that is not soon met
+POLL_S = 0.01  # between two looks for a second pass
+STEPS_TO_TRIM = 256  # a minute or so
 
 
 @dataclass
@@ -100,6 +105,7 @@ class Engine:
         self._wake = threading.Event()
         self._free = list(range(slots))
         self._streams: list[_Stream] = []
+        self._n_steps = 0
 
     # -- any thread
 
@@ -147,6 +153,29 @@ class Engine:
 
     # -- the worker's thread
 
+    def warm_up(self, speech: Samples, options: SessionOptions) -> None:
+        """Hears `speech` (n,) in one session, then in two, four and eight at once; leaves nothing of it behind.
+
+        What is loaded, compiled or given memory at its first use is there when clients come; before the first of
+        them. Speech must begin at once, and last for eight chunks.
+        """
+        sessions: list[Session] = []
+        most, n = min(self.slots, WARM_SESSIONS), samples_in(options.chunk_ms)
+        for start in range(0, n * WARM_SESSIONS, n):
+            more = min(max(1, len(sessions)), most - len(sessions))
+            sessions += [self.open(options) for _ in range(more)]
+            for session in sessions:
+                session.receive_samples(speech[start : start + n])
+            self.step()
+        first, *others = sessions
+        for session in others:
+            session.abort()
+        first.finish()
+        while not first.closed:
+            if not self.step():
+                self.wait(POLL_S)
+            first.events()
+
     @torch.no_grad()
     def step(self) -> bool:
         """One batch; False when nothing was ready."""
@@ -160,6 +189,9 @@ class Engine:
                 self._finish_utterance(stream, samples)
             stream.session.decoded(stream.received)
             stream.session.tell()
+        self._n_steps += bool(taken)
+        if taken and self._n_steps % STEPS_TO_TRIM == 0:
+            give_back()
         return bool(taken)
 
     def fail(self, error: BaseException) -> None:

@@ -137,6 +137,7 @@ class FakeEngine:
         self.step_s = step_s
         self.break_next = False
         self.closed = False
+        self.warmed: list[SessionOptions] = []
         self._sessions: set[FakeSession] = set()
         self.changed = threading.Condition(threading.RLock())
 
@@ -152,6 +153,10 @@ class FakeEngine:
     @property
     def idle(self) -> bool:
         return not any(session.ready for session in self.sessions)
+
+    def warm_up(self, speech: np.ndarray, options: SessionOptions) -> None:
+        assert len(speech)
+        self.warmed.append(options)
 
     def open(self, options: SessionOptions, *, notify: Callable[[], None] | None = None) -> FakeSession:
         with self.changed:

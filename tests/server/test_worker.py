@@ -50,3 +50,33 @@ def test_a_broken_model_ends_its_sessions_and_serves_the_next(caplog):
     (partial,) = told.get(timeout=PATIENCE_S)
     assert partial.text == "w1 w2 w3"
     worker.stop()
+
+
+def test_the_model_is_warm_before_anyone_is_served(caplog):
+    engine, order = FakeEngine(), []
+    stepped = queue.Queue()
+    worker = Worker(
+        engine, stepped=lambda *_: stepped.put(order.append("step")), warm_up=lambda: order.append("warm")
+    )
+    engine.open(SessionOptions()).receive(speech(1, 2, 3))
+    worker.start()
+    assert order[0] == "warm"
+    stepped.get(timeout=PATIENCE_S)
+    assert order == ["warm", "step"]
+    worker.stop()
+
+
+def test_a_model_that_cannot_be_warmed_up_is_tried_all_the_same(caplog):
+    engine, told = FakeEngine(), queue.Queue()
+
+    def break_down() -> None:
+        engine.open(SessionOptions())
+        raise RuntimeError("cold")
+
+    worker = Worker(engine, warm_up=break_down)
+    worker.start()
+    assert "cold" in caplog.text
+    assert engine.free_slots == engine.slots
+    engine.open(SessionOptions(), notify=lambda: told.put("heard")).receive(speech(1, 2, 3))
+    assert told.get(timeout=PATIENCE_S) == "heard"
+    worker.stop()

@@ -166,6 +166,43 @@ def test_sessions_with_other_chunks_equal_each_alone(make_engine: Callable[..., 
         assert events[-1] == expected[-1]
 
 
+# --- before the first conversation ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_warming_up_meets_every_batch_and_leaves_nothing(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, threaded: bool
+) -> None:
+    options = SessionOptions(chunk_ms=400)
+    expected = converse(engine := make_engine(6), engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
+    engine, second, batches = make_engine(6, threaded=threaded), Speaker("warm"), set()
+    hear = engine._recognizer.step
+
+    def noting(samples: Tensor, state: Any, rows: Tensor) -> Any:
+        batches.add(len(rows))
+        return hear(samples, state, rows)
+
+    monkeypatch.setattr(engine._recognizer, "step", noting)
+    monkeypatch.setattr(engine._final_pass, "_decoder", second)
+    engine.warm_up(speech((0.0, 3.0), seconds=4), options)
+    assert {1, 2, 4, 6} <= batches
+    assert len(second.heard) == 1
+    assert engine.free_slots == 6 and engine.idle and not engine.sessions
+    events = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
+    assert [told(event) for event in events[:-1]] == [told(event) for event in expected[:-1]]
+
+
+def test_memory_is_given_back_now_and_then(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, given = make_engine(1), []
+    monkeypatch.setattr(streaming.engine, "give_back", lambda: given.append(engine._n_steps))
+    monkeypatch.setattr(streaming.engine, "STEPS_TO_TRIM", 3)
+    converse(engine, engine.open(NO_SECOND_PASS), np.zeros(7 * 6_400, np.float32), packet=6_400)
+    work_off(engine)
+    assert given == [3, 6]
+
+
 # --- one conversation -------------------------------------------------------------------------------
 
 
