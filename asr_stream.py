@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from asr.transducer.model import Transducer
     from eval.datasets import Utterance
     from eval.document import Page
     from eval.longform import LongForm
@@ -135,7 +137,8 @@ def build_engine(
 
     from adapters import loading
     from adapters.shipped import find
-    from asr.checkpoint import load, serving_dtype
+    from asr.checkpoint import load
+    from asr.quantised import for_serving
     from streaming.engine import Engine
     from streaming.recognizer import Recognizer, WhisperRecognizer
     from streaming.transducer import TransducerRecognizer
@@ -145,13 +148,15 @@ def build_engine(
         threads = max(1, torch.get_num_threads() - 1)  # the second pass has a core of its own
     if threads is not None:
         torch.set_num_threads(threads)
-    base, dtype = load(chosen.base), serving_dtype()
+    base = load(chosen.base)
     recognizer: Recognizer[Any]
     if chosen.head is None:
-        recognizer = WhisperRecognizer(loading.causal(base, chosen.adapter).to(dtype))
+        recognizer = WhisperRecognizer(for_serving(loading.causal(base, chosen.adapter)))
     else:
-        recognizer = TransducerRecognizer(loading.transducer(base, chosen.adapter, chosen.head, dtype))
-    return Engine(recognizer, base.to(dtype), model, slots, final_pass_thread=final_pass_thread)
+        transducer = loading.transducer(base, chosen.adapter, chosen.head)
+        for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
+        recognizer = TransducerRecognizer(transducer)
+    return Engine(recognizer, for_serving(base), model, slots, final_pass_thread=final_pass_thread)
 
 
 def base_of(model: str, adapter: str | None) -> str:
@@ -210,7 +215,8 @@ def measure_lookahead(
 
     from adapters import loading
     from adapters.shipped import HEAD_FILE, AdapterError, find
-    from asr.checkpoint import load, serving_dtype
+    from asr.checkpoint import load
+    from asr.quantised import for_serving
     from eval.lookahead import Head, measure
     from eval.lookahead_page import page
 
@@ -221,12 +227,13 @@ def measure_lookahead(
             raise AdapterError(
                 f"{name} is no transducer: name one of `asr-stream models list`, or a head's folder"
             )
-        return Head(
-            name,
-            chosen.description,
-            json.loads((folder / HEAD_FILE).read_text()),
-            lambda: loading.transducer(load(chosen.base), chosen.adapter, folder, serving_dtype()),
-        )
+
+        def load_model() -> "Transducer":
+            model = loading.transducer(load(chosen.base), chosen.adapter, folder)
+            for_serving(model.trunk.encoder)
+            return model
+
+        return Head(name, chosen.description, json.loads((folder / HEAD_FILE).read_text()), load_model)
 
     return page(measure([head(name) for name in models], utterances, out, **how))
 
@@ -344,6 +351,12 @@ def serve(
     origins: Annotated[list[str] | None, typer.Option("--origin", help="Of a page that may connect.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Replicas under Ray Serve: needs the extra [ray].")
+    ] = False,
+    replicas: Annotated[
+        str | None, typer.Option(help="With --ray, a number or a range: 1:4 grows as slots fill.")
+    ] = None,
 ) -> None:
     """Serve conversations over WebSockets. SIGTERM and Ctrl-C let clients finish; docs/operations.md tells more.
 
@@ -365,9 +378,22 @@ def serve(
     settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
     if decides_when_to_wait(settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set):
         settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
-    engine = build_engine(
-        settings.model, slots=settings.slots, threads=settings.threads, adapter=settings.adapter
+    build = partial(
+        build_engine,
+        settings.model,
+        slots=settings.slots,
+        threads=settings.threads,
+        adapter=settings.adapter,
     )
+    if ray:
+        from server.ray_serve import Replicas
+        from server.ray_serve import serve as run_replicas
+
+        run_replicas(settings, build, Replicas.parse(replicas or "1"))
+        return
+    if replicas is not None:
+        raise ValueError("--replicas are Ray's: add --ray")
+    engine = build()
     if settings.log_format == "text":
         tell(
             "to talk to the address below: asr-stream mic --url URL; to end: Ctrl-C, which lets clients finish"

@@ -3,7 +3,6 @@
 import copy
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 
 from adapters import lora
@@ -21,13 +20,12 @@ def causal(base: Whisper, adapter: Path | None) -> Whisper:
     return _merged(copy.deepcopy(base), adapter, lora.CARELESS)
 
 
-def transducer(base: Whisper, trunk: Path | None, head: Path, dtype: torch.dtype) -> Transducer:
+def transducer(base: Whisper, trunk: Path | None, head: Path) -> Transducer:
     """The head in `head` on a trunk made of a copy of `base`.
 
     Args:
         trunk: the trunk's adapter, or a causal Whisper's, of which the encoder is taken; None leaves the encoder as
             it is, for experiments.
-        dtype: that the trunk computes in. The head is small, and decides in float32.
 
     Raises:
         AdapterError: trunk or head are missing, or do not fit this model.
@@ -35,12 +33,10 @@ def transducer(base: Whisper, trunk: Path | None, head: Path, dtype: torch.dtype
     kind = lora.CARELESS if trunk and (trunk / lora.CARELESS.file).is_file() else lora.TRUNK
     encoder = _merged(copy.deepcopy(base), trunk, kind).encoder
     try:
-        model = load_head(encoder, head)
+        return load_head(encoder, head)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(f"the head in {head} cannot be put on this model: {reason}") from error
-    model.trunk.encoder.to(dtype)
-    return model
 
 
 def _merged(model: Whisper, adapter: Path | None, kind: lora.Kind) -> Whisper:

@@ -102,14 +102,6 @@ def load(name: str, *, device: torch.device | str = "cpu") -> Whisper:
     return model.eval().requires_grad_(False).to(device)
 
 
-def serving_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the machine multiplies it natively (there it halves the time of a chunk), else float32."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
 def alignment_heads(name: str, dims: Dims) -> list[tuple[int, int]]:
     """The (layer, head) pairs that OpenAI found to follow the audio; for unknown models, the later half.
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.cache import KVCache
-from asr.layers import CrossBlock, linear, padded
+from asr.layers import CrossBlock, linear
 from asr.weights import Dims
+from kernels.int8_linear import padded
 from kernels.limit_cross_attention import limit_cross_attention
 
 
@@ -35,6 +36,9 @@ class Decoder(nn.Module):
         blocks = nn.ModuleList(CrossBlock(width, dims.n_text_head) for _ in range(dims.n_text_layer))
         self.blocks = cast("Sequence[CrossBlock]", blocks)
         self.ln = nn.LayerNorm(width)
+        self.unembedding: nn.Module | None = (
+            None  # the embedding's product in another type, see asr/quantised.py
+        )
         self.dims = dims
 
     # -- everything at once: training and alignment
@@ -66,6 +70,8 @@ class Decoder(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., V) logits, tied to the token embedding."""
+        if self.unembedding is not None:
+            return cast(Tensor, self.unembedding(hidden))
         return linear(hidden, self.token_embedding.weight.to(hidden.dtype))
 
     def alignment_pass(
@@ -82,7 +88,7 @@ class Decoder(nn.Module):
             (n_heads, u, T) scores before the softmax, and (u, d) hidden states.
         """
         u, context = tokens.shape[1], self.dims.n_text_ctx
-        # As `linear` says; nothing before the padding sees it.
+        # As `padded` says; nothing before the padding sees it.
         tokens = F.pad(tokens, (0, min(padded(u), context) - u))
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=x.device).tril()
@@ -147,11 +153,9 @@ class Decoder(nn.Module):
         audio_limits = state.audio.lengths[audio_rows][:, None].expand_as(positions)
         x = self.token_embedding(tokens) + self.positional_embedding[positions.to(tokens.device)]
         for i, block in enumerate(self.blocks):
-            normed = block.attn_ln(x)
-            state.text.write(i, rows, *block.attn.keys_values(normed))
-            heads = limit_cross_attention(
-                block.attn.queries(normed), state.text.k[i], state.text.v[i], rows, positions + 1
-            )
+            q, k, v = block.attn.queries_keys_values(block.attn_ln(x))
+            state.text.write(i, rows, k, v)
+            heads = limit_cross_attention(q, state.text.k[i], state.text.v[i], rows, positions + 1)
             x = x + block.attn.merge(heads)
             q = block.cross_attn.queries(block.cross_attn_ln(x))
             heads = limit_cross_attention(q, state.audio.k[i], state.audio.v[i], audio_rows, audio_limits)

@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         x = torch.cat([x, x], dim=1)
         for block in self.blocks:
             normed = block.attn_ln(x)
-            q, (k, v) = block.attn.queries(normed), block.attn.keys_values(normed)
+            q, k, v = block.attn.queries_keys_values(normed)
             x = block.feed(x + block.attn.merge(block_causal_attention(q, k, v, of_frame)))
         x = self.ln_post(x)
         return x[:, :n_frames], x[:, n_frames:]
@@ -219,11 +219,9 @@ class Encoder(nn.Module):
         positions = before[:, None] + torch.arange(x.shape[1])
         x = x + self.positional_embedding[positions.to(x.device)]
         for i, block in enumerate(self.blocks):
-            normed = block.attn_ln(x)
-            cache.write(i, rows, *block.attn.keys_values(normed))
-            heads = cached_chunk_attention(
-                block.attn.queries(normed), cache.k[i], cache.v[i], rows, before + x.shape[1]
-            )
+            q, k, v = block.attn.queries_keys_values(block.attn_ln(x))
+            cache.write(i, rows, k, v)
+            heads = cached_chunk_attention(q, cache.k[i], cache.v[i], rows, before + x.shape[1])
             x = block.feed(x + block.attn.merge(heads))
         cache.advance(rows, x.shape[1])
         return self.ln_post(x)

@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.int8_linear import padded
 from kernels.masked_attention import masked_attention
-
-MOST_PADDING = 30  # rows; an encoder's step of 300 ms has 30, a window of 30 s 1500: these need none
 
 
 class Linear(nn.Linear):
@@ -19,8 +18,7 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, x (..., K) and weight (N, K) -> (..., N), padded to one of few numbers of rows.
 
-    On a CPU oneDNN compiles a bfloat16 product for each number of rows that it meets, 1 ms a time, and keeps half a
-    megabyte of each: serving would meet new numbers, and grow, for hours.
+    In bfloat16 on a CPU, for the reason that `padded` gives.
     """
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return F.linear(x, weight, bias)
@@ -30,12 +28,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     y = F.linear(F.pad(rows, (0, 0, 0, missing)), weight, bias)
     return y[: len(rows)].unflatten(0, x.shape[:-1])
-
-
-def padded(n: int) -> int:
-    """`n` rows and the padding behind them: less than a quarter of them, and than MOST_PADDING."""
-    step = min(MOST_PADDING, 1 << max(0, (n - 1).bit_length() - 3))
-    return -(-n // step) * step
 
 
 class LayerNorm(nn.LayerNorm):
@@ -68,14 +60,18 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.key(x)), self.split(self.value(x))
 
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention of x (B, T, d) to itself needs, (B, H, T, D) each."""
+        return self.queries(x), *self.keys_values(x)
+
     def merge(self, heads: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, T, d)"""
         return self.out(heads.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         """Everything at once, as training does it: x (B, T, d), source (B, T', d), mask (B|1, 1, T, T') bool."""
-        k, v = self.keys_values(source)
-        return self.merge(masked_attention(self.queries(x), k, v, mask))
+        q, k, v = self.queries_keys_values(x) if source is x else (self.queries(x), *self.keys_values(source))
+        return self.merge(masked_attention(q, k, v, mask))
 
 
 class Block(nn.Module):

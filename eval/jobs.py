@@ -12,8 +12,9 @@ from typing import Protocol, TypeVar
 import torch
 
 from asr.audio import SAMPLE_RATE, Samples
-from asr.checkpoint import load, serving_dtype
+from asr.checkpoint import load
 from asr.offline import OfflineDecoder
+from asr.quantised import for_serving
 from eval.baselines import KINDS, BaselineEngine
 from eval.run import EvaluationError, Recogniser, recognise
 from streaming.session import SessionOptions
@@ -44,7 +45,7 @@ class Workshop:
 
     @cached_property
     def decoder(self) -> OfflineDecoder:
-        return OfflineDecoder(load(self.base).to(serving_dtype()))
+        return OfflineDecoder(for_serving(load(self.base)))
 
     def recogniser(self, system: str, samples: Samples, options: SessionOptions) -> Recogniser:
         """The recogniser called `system`; a fresh one hears the beginning of `samples` unmeasured.

@@ -78,9 +78,8 @@ class Trunk(nn.Module):
         mask = pair[None, :] <= pair[:, None]
         layers = []
         for block in self.encoder.blocks:
-            normed = block.attn_ln(x)
-            k, v = block.attn.keys_values(normed)
-            heads = masked_attention(block.attn.queries(normed), k, v, mask)
+            q, k, v = block.attn.queries_keys_values(block.attn_ln(x))
+            heads = masked_attention(q, k, v, mask)
             x = block.feed(x + block.attn.merge(heads))
             layers.append(x)
         return self._stacked(self._mixed(layers))
@@ -140,9 +139,9 @@ class Trunk(nn.Module):
         x = x + self.encoder.positional_embedding[positions]
         layers = []
         for i, block in enumerate(self.encoder.blocks):
-            normed = block.attn_ln(x)
-            cache.write(i, rows, *block.attn.keys_values(normed))
-            heads = limit_cross_attention(block.attn.queries(normed), cache.k[i], cache.v[i], rows, limits)
+            q, k, v = block.attn.queries_keys_values(block.attn_ln(x))
+            cache.write(i, rows, k, v)
+            heads = limit_cross_attention(q, cache.k[i], cache.v[i], rows, limits)
             x = block.feed(x + block.attn.merge(heads))
             layers.append(x)
         cache.advance(rows, x.shape[1])

@@ -82,7 +82,7 @@ def test_a_transducer_is_put_together(make_tiny: Callable[[int], Whisper], tmp_p
     made = random_transducer(make_tiny(0), 1)
     made.trunk.mix.fill_(0.5)
     save_head(made, head, FACTS)
-    loaded = loading.transducer(base, trunk, head, torch.bfloat16)
+    loaded = loading.transducer(base, trunk, head)
     assert loaded.trunk.encoder.conv1.weight.dtype == torch.bfloat16
     for name, weight in made.head_state().items():
         torch.testing.assert_close(loaded.head_state()[name], weight, atol=1e-2, rtol=1e-2)
@@ -99,15 +99,15 @@ def test_a_transducer_is_put_together(make_tiny: Callable[[int], Whisper], tmp_p
 
     causal = tmp_path / "careless-tiny.en"
     lora.save(adapted, causal)
-    same = loading.transducer(base, causal, head, torch.bfloat16)  # a causal Whisper's encoder does as well
+    same = loading.transducer(base, causal, head)  # a causal Whisper's encoder does as well
     for own, other in zip(same.trunk.encoder.parameters(), loaded.trunk.encoder.parameters(), strict=True):
         assert torch.equal(own, other)
     (causal / lora.CARELESS.file).unlink()
     with pytest.raises(AdapterError, match="not taught what this version asks of a trunk"):
-        loading.transducer(base, causal, head, torch.float32)
+        loading.transducer(base, causal, head)
     (head / "head.safetensors").write_bytes(b"cut")
     with pytest.raises(AdapterError, match="cannot be put on this model"):
-        loading.transducer(base, trunk, head, torch.float32)
+        loading.transducer(base, trunk, head)
     (head / "pieces.model").unlink()
     with pytest.raises(AdapterError, match=r"pieces\.model"):
-        loading.transducer(base, trunk, head, torch.float32)
+        loading.transducer(base, trunk, head)
