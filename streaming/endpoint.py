@@ -1,6 +1,7 @@
 """Voice activity and silence: when somebody speaks, and when an utterance has ended."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -85,20 +86,43 @@ class VoiceActivity:
             state.tail[row, : len(rest)] = rest
             state.fill[row] = len(rest)
             pieces.append(windows.view(-1, WINDOW))
-        probabilities: list[list[float]] = [[] for _ in pieces]
-        for t in range(max(map(len, pieces), default=0)):
-            active = [i for i, windows in enumerate(pieces) if t < len(windows)]
+        counts = [len(windows) for windows in pieces]
+        if not any(counts):
+            return [torch.zeros(0) for _ in counts], state
+        seen = torch.cat([self._in_context(*piece, state) for piece in zip(rows, pieces, strict=True)])
+        features = self._features(seen).split(counts)
+        speech = [torch.zeros(n) for n in counts]
+        for t in range(max(counts)):
+            active = [i for i, n in enumerate(counts) if t < n]
             at = rows[active]
-            window = torch.stack([pieces[i][t] for i in active])
-            seen = torch.cat([state.context[at], window], dim=1)
-            # Optimised, TorchScript would compile anew for each number of streams, 50 ms at a time.
-            with torch.jit.optimized_execution(False):
-                speech, recurrent = self._model(seen, state.recurrent[at].transpose(0, 1))
+            frames = torch.stack([features[i][t] for i in active])
+            heard, recurrent = self._speech(frames, state.recurrent[at].transpose(0, 1))
             state.recurrent[at] = recurrent.transpose(0, 1)
-            state.context[at] = window[:, -_CONTEXT:]
-            for i, p in zip(active, speech[:, 0].tolist(), strict=True):
-                probabilities[i].append(p)
-        return [torch.tensor(p) for p in probabilities], state
+            for i, p in zip(active, heard, strict=True):
+                speech[i][t] = p
+        return speech, state
+
+    # The model's own forward, taken apart: only its recurrent half has to go window by window. Optimised,
+    # TorchScript would compile anew for each number of streams, 50 ms at a time.
+
+    def _features(self, seen: Tensor) -> Tensor:
+        """(n, 64 + 512) windows in context -> (n, 128, 1)"""
+        with torch.jit.optimized_execution(False):
+            return cast(Tensor, self._model.encoder(self._model.run_extractors(seen)))
+
+    def _speech(self, features: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 128, 1) features and the state (2, B, 128) -> (B,) probabilities, and the new state."""
+        with torch.jit.optimized_execution(False):
+            probabilities, recurrent = self._model.decoder(features, recurrent)
+        return probabilities.squeeze(1).mean(1), recurrent
+
+    @staticmethod
+    def _in_context(row: Tensor, windows: Tensor, state: VoiceState) -> Tensor:
+        """(t, 512) windows -> (t, 64 + 512), each behind the samples before it, the last of which are kept."""
+        tails = windows[:, -_CONTEXT:]
+        before = torch.cat([state.context[row][None], tails])
+        state.context[row] = before[-1]
+        return torch.cat([before[:-1], windows], dim=1)
 
 
 def milliseconds(samples: int) -> int:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from silero_vad import load_silero_vad
 from torch import Tensor
 
 from asr.audio import SAMPLE_RATE
@@ -41,6 +42,15 @@ def test_tells_speech_from_silence(voice: VoiceActivity, jfk: Tensor) -> None:
     assert len(speech) == len(silence) == SAMPLE_RATE // WINDOW
     assert float(speech.median()) > 0.9
     assert float(silence.max()) < 0.1
+
+
+@torch.no_grad()
+def test_it_hears_what_silero_hears(voice: VoiceActivity, jfk: Tensor) -> None:
+    n_windows = 60
+    (speech,), _ = voice.step(jfk[None, : n_windows * WINDOW], voice.init_state(1), torch.arange(1))
+    model = load_silero_vad()
+    truth = [float(model(window, SAMPLE_RATE)) for window in jfk[: n_windows * WINDOW].split(WINDOW)]
+    torch.testing.assert_close(speech, torch.tensor(truth), rtol=1e-4, atol=1e-5)
 
 
 def test_loading_it_leaves_torch_its_threads() -> None:

@@ -30,10 +30,13 @@ class LoudVoice(VoiceActivity):
     """Hears speech in every loud window."""
 
     def __init__(self) -> None:
-        self._model = lambda seen, recurrent: (
-            (seen[:, 64:].abs().mean(1, keepdim=True) > 0.01).float(),
-            recurrent,
-        )
+        pass
+
+    def _features(self, seen: Tensor) -> Tensor:
+        return seen[:, 64:].abs().mean(1)
+
+    def _speech(self, features: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
+        return (features > 0.01).float(), recurrent
 
 
 @pytest.fixture
@@ -183,11 +186,14 @@ def test_warming_up_meets_every_batch_and_leaves_nothing(
         return hear(samples, state, rows)
 
     monkeypatch.setattr(engine._recognizer, "step", noting)
+    fill_with_nan(engine._state)
     monkeypatch.setattr(engine._final_pass, "_decoder", second)
     engine.warm_up(speech((0.0, 3.0), seconds=4), options)
     assert {1, 2, 4, 6} <= batches
     assert len(second.heard) == 1
     assert engine.free_slots == 6 and engine.idle and not engine.sessions
+    assert bool((engine._state.encoder.cache.k == 0).all())  # all of it is there, for the longest utterance
+    assert bool((engine._state.search.decoder.audio.v == 0).all())
     events = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
     assert [told(event) for event in events[:-1]] == [told(event) for event in expected[:-1]]
 
