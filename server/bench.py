@@ -142,7 +142,7 @@ class CapacityReport:
         panel.axvline(self.capacity, color="grey", linestyle=":", label=f"{self.capacity} streams in time")
         panel.set(xlabel="concurrent streams in real time", ylabel="ms", yscale="log")
         panel.legend()
-        _save(figure, path)
+        save_figure(figure, path)
 
     def _by_streams(self) -> list[BenchReport]:
         return sorted(self.trials, key=lambda trial: trial.load.streams)
@@ -234,7 +234,7 @@ class MemoryReport:
             panel.plot(self._streams, line, label=f"{found[1]:.1f} MB per stream")
             panel.legend()
         panel.set(xlabel="streams that speak", ylabel="resident memory of the server, MB", ylim=(0, None))
-        _save(figure, path)
+        save_figure(figure, path)
 
     @property
     def _streams(self) -> list[int]:
@@ -278,7 +278,7 @@ async def _watched(
     return MemoryPoint(await load, resident_mb)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """As PNG, whole or not at all."""
     draft = path.with_name(f"{path.name}.part")
     figure.savefig(draft, format="png", dpi=110)

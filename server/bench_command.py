@@ -19,6 +19,10 @@ CHUNKS_MS = (100, 200, 300, 500, 1000)  # that `compute` compares
 BEAMS = (1, 4)  # likewise
 COMPUTE_S = 30.0  # of audio, for each row of `compute`
 MEMORY_STREAMS = 8
+SOAK_STREAMS = 4
+SOAK_CLIPS = 60  # at most: each is heard once in quiet before
+LONG_MINUTES, SOAK_MINUTES = 60.0, 30.0
+CHECK_FAILED = 1  # exit code
 SAMPLES = Path(__file__).parent.parent / "samples"
 
 
@@ -27,6 +31,7 @@ class Report(StrEnum):
     STREAMS = "streams"
     MEMORY = "memory"
     LONG = "long"
+    SOAK = "soak"
     LOOKAHEAD = "lookahead"
 
 
@@ -64,13 +69,16 @@ def bench(
         typer.Argument(
             metavar="REPORT",
             help="compute: what a chunk costs one stream, and which stage. streams: how many streams at once. "
-            "memory: of each stream. long: an hour in one session. All four if none is named. lookahead: error "
-            "rate against latency of transducers, one after another.",
+            "memory: of each stream. long: an hour in one session. All four if none is named. soak: clients "
+            "that come, go, vanish, pause and stall; exit code 1 if a word or a slot is lost, or memory grows. "
+            "lookahead: error rate against latency of transducers, one after another.",
         ),
     ] = None,
     streams: Annotated[
         int | None,
-        typer.Option(min=1, help="streams: so many, instead of finding the most. memory: up to so many."),
+        typer.Option(
+            min=1, help="streams: so many, instead of finding the most. memory: up to so many. soak: clients."
+        ),
     ] = None,
     most: Annotated[
         int, typer.Option(min=1, help="streams: no more are tried; the server has slots for them.")
@@ -78,9 +86,15 @@ def bench(
     seconds: Annotated[
         float, typer.Option(min=1, help="streams, memory: that each client speaks, per trial.")
     ] = 30,
-    minutes: Annotated[float, typer.Option(min=0.1, help="long: of joined clips.")] = 60,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="long: of joined clips, 60 if not given. soak: of clients, 30."),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(help="long: of the pauses between clips. lookahead: of the shuffling.")
+        int,
+        typer.Option(
+            help="long: of the pauses between clips. soak: of what clients do. lookahead: of the shuffling."
+        ),
     ] = 0,
     policies: Annotated[
         list[str] | None,
@@ -156,6 +170,7 @@ def bench(
         "threads": threads,  # null: as the server chooses
         "machine": house.describe_machine(),
     }
+    passed = True
     compared = {"chunk_ms": chunk_ms, "beam": beam}  # by `compute`, whose rows say which
     for name in dict.fromkeys(reports or ([Report.STREAMS] if streams else ALL_FOUR)):
         measured: Measured | None = None
@@ -168,6 +183,9 @@ def bench(
                 _write(out, name, {"report": name.value} | header | own, measured)
                 Console().print(measured.table())
                 tell(f"{out / name}.json")
+                passed = passed and getattr(measured, "passed", True)
+    if not passed:
+        raise typer.Exit(CHECK_FAILED)
 
 
 def _lookahead(
@@ -204,7 +222,7 @@ class Bench:
     streams: int | None
     most: int
     seconds: float
-    minutes: float
+    minutes: float | None
     seed: int
 
     @property
@@ -214,6 +232,7 @@ class Bench:
             Report.STREAMS: self.concurrency,
             Report.MEMORY: self.memory,
             Report.LONG: self.long,
+            Report.SOAK: self.soak,
         }
 
     def compute(self) -> Iterator[Measured]:
@@ -289,9 +308,34 @@ class Bench:
                 self._engine(),
                 self.utterances,
                 self.options,
-                minutes=self.minutes,
+                minutes=self.minutes or LONG_MINUTES,
                 seed=self.seed,
                 memory_mb=lambda: process_memory_mb(os.getpid()),
+                stop=lambda: interruption.asked,
+                progress=show,
+            )
+            if interruption.asked:
+                raise KeyboardInterrupt
+
+    def soak(self) -> Iterator[Measured]:
+        from asr.audio import read_audio
+        from server.child import child_server
+        from server.soak import soak
+        from server.terminal import Interruption, progress
+
+        streams = self.streams or SOAK_STREAMS
+        clips = {one.id: read_audio(one.audio) for one in self.utterances[:SOAK_CLIPS]}
+        with (
+            Interruption() as interruption,
+            progress("soak") as show,
+            child_server(self._server(streams)) as server,
+        ):
+            yield soak(
+                server,
+                clips,
+                streams,
+                60 * (self.minutes or SOAK_MINUTES),
+                self.seed,
                 stop=lambda: interruption.asked,
                 progress=show,
             )
@@ -330,11 +374,15 @@ class Bench:
 
 
 def _write(out: Path, name: Report, header: dict[str, Any], measured: Measured) -> None:
-    """NAME.json, and NAME.png where the report draws one."""
+    """NAME.json, and NAME.md and NAME.png where the report has a page and draws a plot."""
     from server.transcribe import replacing
 
     with replacing(out / f"{name}.json") as file:
         assert file is not None
         file.write(json.dumps(header | measured.as_json(), indent=1) + "\n")
+    if markdown := getattr(measured, "markdown", None):
+        with replacing(out / f"{name}.md") as file:
+            assert file is not None
+            file.write(markdown())
     if plot := getattr(measured, "plot", None):
         plot(out / f"{name}.png")
