@@ -62,6 +62,11 @@ class KVCache:
         """Empties `rows` for another stream."""
         self.lengths[rows] = 0
 
+    def touch(self, rows: Tensor) -> None:
+        """Has the system hand out the memory of `rows`, which are empty, now and not as they get longer."""
+        self.k[:, rows] = 0
+        self.v[:, rows] = 0
+
     def copy(self, source: Tensor, target: Tensor, start: Tensor | int = 0) -> None:
         """Makes rows `target` (B,) equal to rows `source` (B,).
 

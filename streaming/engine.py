@@ -6,8 +6,8 @@ events that come of it.
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 
 from asr.audio import SAMPLE_RATE, Samples
 from asr.biasing import Guidance
+from asr.cache import KVCache
 from asr.checkpoint import Whisper
 from asr.offline import OfflineDecoder
 from asr.search import Hypothesis
@@ -170,11 +171,14 @@ class Engine:
         first, *others = sessions
         for session in others:
             session.abort()
+        rows = torch.tensor([stream.row for stream in self._current()])
         first.finish()
         while not first.closed:
             if not self.step():
                 self.wait(POLL_S)
             first.events()
+        for cache in _caches(self._state):
+            cache.touch(rows)  # these are the slots that are taken first
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -342,6 +346,15 @@ class Engine:
                 self._free.append(stream.row)
         if streams:
             self._voice.reset(self._voice_state, torch.tensor([stream.row for stream in streams]))
+
+
+def _caches(state: Any) -> Iterator[KVCache]:
+    """Those in a recogniser's state."""
+    if isinstance(state, KVCache):
+        yield state
+    elif is_dataclass(state):
+        for each in fields(state):
+            yield from _caches(getattr(state, each.name))
 
 
 def _by_length(taken: list[tuple[_Stream, np.ndarray]]) -> list[list[tuple[_Stream, np.ndarray]]]:
