@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-page check setup clean
+.PHONY: demo test test-page test-ray check setup clean
 
 demo: setup
 	$(BIN)/asr-stream demo
@@ -23,6 +23,11 @@ test-page: setup
 		{ echo "make test-page needs Chromium: apt-get install chromium, or have chromium or google-chrome" \
 		"on the PATH" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/browser
+
+# Two replicas under Ray Serve, one of them killed; not part of `make test`: Ray is an extra, and heavy.
+test-ray: setup
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	$(BIN)/python -m pytest tests/ray
 
 check: setup
 	$(BIN)/ruff format --check .
