@@ -5,11 +5,12 @@ import pickle
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+import asr_stream
 from server.config import Settings, read_settings
 from server.metrics import Metrics
-from server.ray_serve import RayError, Replicas, deployment_options, merge_metrics, portable, serve
-from tests.server.fakes import FakeEngine
+from server.ray_serve import Replicas, deployment_options, merge_metrics, portable
 
 
 def test_replicas_are_a_number_or_a_range():
@@ -89,11 +90,23 @@ def test_without_ray_one_line_names_the_extra(monkeypatch):
         return import_(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without_ray)
-    with pytest.raises(RayError, match=r"'\.\[ray\]'") as error:
-        serve(Settings(), FakeEngine, Replicas(1, 1))
-    assert "\n" not in str(error.value)
+    done = CliRunner().invoke(asr_stream.app, ["serve", "--ray", "--replicas", "2"])
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "asr-stream: --ray needs Ray Serve: pip install --editable '.[ray]' in the project's folder\n"
+    )
 
 
-def test_the_port_must_be_chosen():
-    with pytest.raises(ValueError, match="port"):
-        serve(Settings(port=0), FakeEngine, Replicas(1, 1))
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--replicas", "2"], "add --ray"),
+        (["--ray", "--replicas", "two"], "replicas must be a number, or least:most as in 1:4, not 'two'"),
+        (["--ray", "--port", "0"], "under Ray the port must be chosen"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, said):
+    done = CliRunner().invoke(asr_stream.app, ["serve", *words])
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
