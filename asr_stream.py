@@ -138,7 +138,7 @@ def build_engine(
     from adapters import loading
     from adapters.shipped import find
     from asr.checkpoint import load
-    from asr.quantised import for_serving
+    from asr.precision import for_serving
     from streaming.engine import Engine
     from streaming.recognizer import Recognizer, WhisperRecognizer
     from streaming.transducer import TransducerRecognizer
@@ -216,7 +216,7 @@ def measure_lookahead(
     from adapters import loading
     from adapters.shipped import HEAD_FILE, AdapterError, find
     from asr.checkpoint import load
-    from asr.quantised import for_serving
+    from asr.precision import for_serving
     from eval.lookahead import Head, measure
     from eval.lookahead_page import page
 

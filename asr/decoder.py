@@ -37,7 +37,7 @@ class Decoder(nn.Module):
         self.blocks = cast("Sequence[CrossBlock]", blocks)
         self.ln = nn.LayerNorm(width)
         self.unembedding: nn.Module | None = (
-            None  # the embedding's product in another type, see asr/quantised.py
+            None  # the embedding's product in another type, see asr/precision.py
         )
         self.dims = dims
 

@@ -45,10 +45,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query: nn.Module = Linear(width, width)
+        self.query = Linear(width, width)
         self.key = Linear(width, width, bias=False)
         self.value = Linear(width, width)
-        self.out: nn.Module = Linear(width, width)
+        self.out = Linear(width, width)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, H, T, D)"""

@@ -14,7 +14,7 @@ import torch
 from asr.audio import SAMPLE_RATE, Samples
 from asr.checkpoint import load
 from asr.offline import OfflineDecoder
-from asr.quantised import for_serving
+from asr.precision import for_serving
 from eval.baselines import KINDS, BaselineEngine
 from eval.run import EvaluationError, Recogniser, recognise
 from streaming.session import SessionOptions

@@ -1,0 +1,40 @@
+"""Models in the types that serving computes with."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from asr.decoder import Decoder
+from kernels.int8_linear import int8_linear, pack, supported
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def for_serving(model: M) -> M:
+    """A `Whisper`, or one of its halves, ready to serve where it lies; changed in place, not to be trained any more.
+
+    In half precision where the device multiplies it natively (on a CPU it halves the time of a chunk), else in
+    float32. On CPUs made for it the product with the vocabulary is one of 8-bit integers: for the few rows of a step
+    that takes a quarter of the time. The other layers would gain a tenth, and cost a point of word error rate.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return model.to(torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    for decoder in model.modules():
+        if isinstance(decoder, Decoder) and supported():
+            decoder.unembedding = Int8Unembedding(decoder.token_embedding)
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return model.to(torch.bfloat16 if native else torch.float32)
+
+
+class Int8Unembedding(nn.Module):
+    """The product with an embedding's weights; see kernels/int8_linear.py."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._weight = pack(embedding.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (..., V) float32"""
+        return int8_linear(hidden, self._weight)
