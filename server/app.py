@@ -33,6 +33,7 @@ from server.log import configure_logging, fields, whence
 from server.metrics import Metrics
 from server.page import page_routes
 from server.sockets import ModestWebSocket, PromptHttp
+from server.spec import spec_routes
 from server.transcriptions import Upload
 from server.worker import Worker
 from streaming.events import Fault
@@ -213,6 +214,7 @@ def create_app(engine: "Engine", settings: Settings) -> Starlette:
 
         return endpoint
 
+    pages = page_routes(house.terms, settings)
     app = Starlette(
         routes=[
             *(WebSocketRoute(path, conversation(dialect_type)) for path, dialect_type in DIALECTS.items()),
@@ -220,7 +222,8 @@ def create_app(engine: "Engine", settings: Settings) -> Starlette:
             Route("/healthz", house.healthz),
             Route("/readyz", house.readyz),
             Route("/metrics", house.show_metrics),
-            *page_routes(house.terms, settings),
+            *pages,
+            *spec_routes(settings, DIALECTS, pages),
         ],
         lifespan=lifespan,
     )
