@@ -199,8 +199,17 @@ class Realtime(Lifecycle, OpenAi):
             steps += self._complete(event.audio_ms)  # its final said nothing
             item = self._first()
         item.utterance = event.utterance
+        if not event.text:
+            return [*steps, *self._take_back(item, event.audio_ms)]
         start_ms = event.words[0].start_ms if event.words else self.told_ms
         return [*steps, *self._start(item, start_ms), *self._delta(item, event.text[: event.stable])]
+
+    def _take_back(self, item: Item, audio_ms: int) -> list[Step]:
+        """None of the words was said, and no final may follow: a turn that was told of ends here, empty."""
+        stopped = self._stop(item, audio_ms)
+        if not (stopped and item.open and self.setting.detects):
+            return stopped
+        return [*stopped, self._committed(item), *self._complete(audio_ms)]
 
     def _endpoint(self, event: Endpoint) -> list[Step]:
         if not self.setting.detects:
@@ -232,6 +241,7 @@ class Realtime(Lifecycle, OpenAi):
     def _complete_all(self, audio_ms: int) -> list[Step]:
         steps: list[Step] = []
         while self.items:
+            steps += self._stop(self.items[0], audio_ms)
             if self.items[0].open:
                 steps.append(self._committed(self.items[0]))
             steps += self._complete(audio_ms)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from server.dialects import Audio, Close, Finalize, Finish, Open
 from server.dialects.realtime import Realtime
 from server.dialects.realtime_session import LOGPROBS
-from streaming.events import Closed, Endpoint, Fault
+from streaming.events import Closed, Endpoint, Fault, Partial
 from streaming.session import SessionOptions
 from tests.server.dialects.wire import (
     AGAIN,
@@ -219,6 +219,22 @@ def test_what_was_told_is_not_taken_back():
     steps = render(dialect, partial(stable=6), final(AGAIN))
     assert [m["delta"] for m in messages(steps) if m["type"] == DELTA] == ["Hello,"]
     assert messages(steps)[-1]["transcript"] == "Again!"
+
+
+def test_a_turn_whose_words_are_all_taken_back_ends_empty():
+    dialect = realtime()
+    nothing = Partial(0, "", 0, 900)
+    steps = render(dialect, partial(), nothing, nothing, partial(AGAIN, ms=1500), Endpoint(0, 1600))
+    assert kinds(steps) == [STARTED, STOPPED, COMMITTED, COMPLETED, STARTED, STOPPED, COMMITTED]
+    told = messages(steps)
+    assert (told[3]["transcript"], told[3]["item_id"]) == ("", told[0]["item_id"])
+    assert told[4]["item_id"] != told[0]["item_id"]
+    assert kinds(render(dialect, final(AGAIN, 0, 1600), Closed(1600, 1, 1))) == [DELTA, COMPLETED]
+
+
+def test_speech_that_started_has_stopped_when_all_is_over():
+    steps = render(realtime(), partial(), Closed(900, 0, 0))
+    assert kinds(steps) == [STARTED, STOPPED, COMMITTED, COMPLETED]
 
 
 def test_a_cut_in_mid_speech_completes_an_item():
