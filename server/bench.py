@@ -57,6 +57,8 @@ class BenchReport:
         table.add_row("lag, median", f"{load.lag_p50_ms:.0f} ms")
         table.add_row("lag, 95 %", f"{load.lag_p95_ms:.0f} ms")
         table.add_row("lag, longest", f"{load.lag_max_ms:.0f} ms")
+        table.add_row("pings answered within, 95 %", f"{load.pong_p95_ms:.0f} ms")
+        table.add_row("pings answered within, longest", f"{load.pong_max_ms:.0f} ms")
         table.add_row("chunks answered", f"{load.answered} of {load.chunks}")
         table.add_row("messages", str(load.messages))
         table.add_row("errors", _errors(load))
@@ -114,13 +116,26 @@ class CapacityReport:
         chunk_ms = self.trials[0].chunk_ms
         more = " or more" if self.capacity == self.most else ""
         table = Table(title=f"{self.capacity} streams{more} in time, chunks of {chunk_ms} ms")
-        for heading in ("streams", "lag, median", "95 %", "longest", "answered", "CPU, cores", "errors"):
+        headings = (
+            "streams",
+            "lag, median",
+            "95 %",
+            "longest",
+            "longest ping",
+            "answered",
+            "CPU, cores",
+            "errors",
+        )
+        for heading in headings:
             table.add_column(heading, justify="right")
         for trial in self._by_streams():
             load = trial.load
             table.add_row(
                 str(load.streams),
-                *(f"{lag:.0f} ms" for lag in (load.lag_p50_ms, load.lag_p95_ms, load.lag_max_ms)),
+                *(
+                    f"{ms:.0f} ms"
+                    for ms in (load.lag_p50_ms, load.lag_p95_ms, load.lag_max_ms, load.pong_max_ms)
+                ),
                 f"{load.answered} of {load.chunks}",
                 "" if trial.cpu_cores is None else f"{trial.cpu_cores:.2f} of {trial.cpus}",
                 _errors(load),

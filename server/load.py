@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from server.dial import ServerError, dial, encode, json_object, with_query
 
 SAMPLE_RATE = 16_000
 PATIENCE_S = 30.0  # for the last answers, after the last chunk was due
+PING_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class LoadReport:
     lag_p50_ms: float  # NaN when nothing was answered
     lag_p95_ms: float
     lag_max_ms: float
+    pong_p95_ms: float  # from a ping to its answer, which no model may delay; NaN where none came
+    pong_max_ms: float
     messages: int  # from the server
     errors: dict[str, int]  # how many streams ended by what
 
@@ -40,6 +44,7 @@ class _Stream:
     patience_s: float
     spoken: deque[tuple[int, float]] = field(default_factory=deque)  # not yet answered: (end, ms; when, s)
     lags_ms: list[float] = field(default_factory=list)
+    pongs_ms: list[float] = field(default_factory=list)
     chunks: int = 0
     messages: int = 0
     error: str | None = None
@@ -61,6 +66,7 @@ class _Stream:
             self.error = error.code
             return
         speaker = asyncio.create_task(self._speak(socket, samples, round(seconds * 1000 / self.chunk_ms)))
+        pinger = asyncio.create_task(self._ping(socket))
         try:
             async with asyncio.timeout(seconds + self.patience_s):
                 await self._listen(socket)
@@ -68,7 +74,8 @@ class _Stream:
             self.error = "no_answer"
         finally:
             speaker.cancel()
-            await asyncio.wait({speaker})
+            pinger.cancel()
+            await asyncio.wait({speaker, pinger})
             await socket.close()
 
     async def _speak(self, socket: ClientConnection, samples: np.ndarray, chunks: int) -> None:
@@ -87,6 +94,12 @@ class _Stream:
             self.chunks += 1
             await socket.send(encode(samples.take(window, mode="wrap"), "s16le"))
         await socket.send(json.dumps({"type": "close"}))
+
+    async def _ping(self, socket: ClientConnection) -> None:
+        with suppress(ConnectionClosed):
+            while True:
+                self.pongs_ms.append(1000 * await (await socket.ping()))
+                await asyncio.sleep(PING_EVERY_S)
 
     async def _listen(self, socket: ClientConnection) -> None:
         closed = False
@@ -131,15 +144,23 @@ async def run_load(
         )
     )
     lags_ms = np.array([lag for client in clients for lag in client.lags_ms])
-    p50, p95, longest = np.quantile(lags_ms, [0.5, 0.95, 1.0]) if lags_ms.size else (np.nan,) * 3
+    pongs_ms = np.array([pong for client in clients for pong in client.pongs_ms])
+    p50, p95, longest = _quantiles(lags_ms, 0.5, 0.95, 1.0)
+    pong_p95, slowest_pong = _quantiles(pongs_ms, 0.95, 1.0)
     return LoadReport(
         streams=streams,
         seconds=seconds,
         chunks=sum(client.chunks for client in clients),
         answered=lags_ms.size,
-        lag_p50_ms=float(p50),
-        lag_p95_ms=float(p95),
-        lag_max_ms=float(longest),
+        lag_p50_ms=p50,
+        lag_p95_ms=p95,
+        lag_max_ms=longest,
+        pong_p95_ms=pong_p95,
+        pong_max_ms=slowest_pong,
         messages=sum(client.messages for client in clients),
         errors=dict(Counter(client.error for client in clients if client.error is not None)),
     )
+
+
+def _quantiles(values: np.ndarray, *at: float) -> list[float]:
+    return [float(value) for value in np.quantile(values, at)] if values.size else [np.nan] * len(at)

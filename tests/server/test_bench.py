@@ -36,7 +36,7 @@ serve(Settings(port=0), FakeEngine(slots=int(sys.argv[1])))
 def trial(
     streams: int, lag_ms: float, *, answered: int = 10, errors: dict[str, int] | None = None
 ) -> BenchReport:
-    load = LoadReport(streams, 3.0, 10, answered, lag_ms / 2, lag_ms, 2 * lag_ms, 12, errors or {})
+    load = LoadReport(streams, 3.0, 10, answered, lag_ms / 2, lag_ms, 2 * lag_ms, 2.0, 3.0, 12, errors or {})
     return BenchReport(load, chunk_ms=300, cpu_cores=1.5, cpus=2, peak_memory_mb=None)
 
 

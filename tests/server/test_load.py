@@ -19,6 +19,7 @@ def test_every_chunk_is_answered_and_its_lag_measured():
         assert (report.streams, report.chunks, report.answered, report.errors) == (4, 24, 24, {})
         assert 30 <= report.lag_p50_ms <= report.lag_p95_ms <= report.lag_max_ms < 500
         assert report.messages >= 24
+        assert 0 < report.pong_p95_ms <= report.pong_max_ms < 500
 
     asyncio.run(main())
 
