@@ -1,13 +1,17 @@
 """Which replica takes the next conversation. Ray's processes load this by its name."""
 
+import asyncio
+
 from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
+
+PATIENCE_S = 1.0  # for a replica to say how busy it is
 
 
 class MostRoom(FIFOMixin, RequestRouter):
-    """Looks at all replicas: at those that may have free slots first, of which Ray takes the least busy.
+    """The replica with the fewest requests under way, of all; those that say nothing after it, full ones last.
 
-    Ray's own router looks at two at random, and may find both full while a third has free slots. Full ones come last,
-    for they still tell how they are, and refuse a conversation in words.
+    Ray's own router looks at two at random, and at those it knows something of first: then most conversations go to
+    one, and both may be full while a third has room. Full replicas refuse in words, which is better than to wait.
     """
 
     def initialize_state(self, slots: int) -> None:
@@ -17,18 +21,26 @@ class MostRoom(FIFOMixin, RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Two ranks; a replica of which nothing is known counts as free, and is asked."""
+        """Three ranks, of each of which Ray takes the replica with the shortest queue."""
         if pending_request is not None:
-            pending_request.routing_context.should_backoff = (
-                True  # a round that found none is not run again at once
-            )
-        taken = {
-            each.replica_id: self.replica_queue_len_cache.get(each.replica_id) for each in candidate_replicas
-        }
-        full = {
-            replica for replica, requests in taken.items() if requests is not None and requests >= self._slots
-        }
+            pending_request.routing_context.should_backoff = True  # or rounds that find none follow at once
+        answers = await asyncio.gather(*map(self._requests, candidate_replicas))
+        asked = list(zip(candidate_replicas, answers, strict=True))
         return [
-            [each for each in candidate_replicas if each.replica_id not in full],
-            [each for each in candidate_replicas if each.replica_id in full],
+            [replica for replica, requests in asked if requests is not None and requests < self._slots],
+            [replica for replica, requests in asked if requests is None],
+            [replica for replica, requests in asked if requests is not None and requests >= self._slots],
         ]
+
+    async def _requests(self, replica: RunningReplica) -> int | None:
+        """How many are under way, as known or as asked; None if it does not say."""
+        known = self.replica_queue_len_cache.get(replica.replica_id)
+        if known is not None:
+            return known
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                requests: int = await replica.get_queue_len(deadline_s=PATIENCE_S)
+        except Exception:  # it is gone, or too busy to tell: Ray, which asks it again, acts upon that
+            return None
+        self.replica_queue_len_cache.update(replica.replica_id, requests)
+        return requests
