@@ -12,7 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,24 +35,36 @@ serve(Settings(), FakeEngine(step_s=float(sys.argv[1])))
 PATIENCE_S = 60
 
 
-def start(step_s: float = 0.0, **settings: str) -> subprocess.Popen[str]:
-    environment = os.environ | {f"ASR_STREAM_{name.upper()}": value for name, value in settings.items()}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(step_s)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+Server = subprocess.Popen[str]
+Start = Callable[..., Server]
 
 
-def listening(server: subprocess.Popen[str]) -> str:
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts servers with settings; those that a failed test leaves are killed."""
+    servers: list[Server] = []
+
+    def start_one(step_s: float = 0.0, **settings: str) -> Server:
+        environment = os.environ | {f"ASR_STREAM_{name.upper()}": value for name, value in settings.items()}
+        command = [sys.executable, "-c", PROGRAM, str(step_s)]
+        pipe = subprocess.PIPE
+        servers.append(subprocess.Popen(command, env=environment, stderr=pipe, stdout=pipe, text=True))
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        if server.poll() is None:
+            server.kill()
+            server.communicate()
+
+
+def listening(server: Server) -> str:
     """The address that it tells, once it can be used."""
     assert server.stderr is not None
-    line = server.stderr.readline()
-    found = re.search(r"listening on (ws://127\.0\.0\.1:\d+/v1/stream)", line)
-    assert found is not None, line
-    return found[1]
+    for line in server.stderr:
+        if found := re.search(r"listening on (ws://[\d.]+:\d+/v1/stream)", line):
+            return found[1]
+    raise AssertionError("it ended")
 
 
 def status(url: str, path: str) -> int:
@@ -75,7 +87,7 @@ def finals(events: list[Event]) -> str:
     return " ".join(event.text for event in events if isinstance(event, Final))
 
 
-def test_a_terminated_server_finishes_its_conversations_and_takes_no_one_in():
+def test_a_terminated_server_finishes_its_conversations_and_takes_no_one_in(start: Start):
     async def converse(url: str) -> tuple[list[str], str, int | None, str]:
         async with connect(url, additional_headers={"Authorization": "Bearer key"}) as client:
             await client.send(speech(*range(1, 31)))  # ten chunks of 0.2 s each
@@ -112,10 +124,10 @@ def test_a_terminated_server_finishes_its_conversations_and_takes_no_one_in():
     assert "w1" not in err
 
 
-def test_a_restart_costs_no_word():
+def test_a_restart_costs_no_word(start: Start):
     """One server ends, another one comes at the same address: the client hears everything, once."""
 
-    async def converse() -> tuple[str, subprocess.Popen[str]]:
+    async def converse() -> tuple[str, Server]:
         first = start(step_s=0.05, port="0")
         url = listening(first)
         async with StreamClient(url, retries=100) as client:
@@ -156,7 +168,7 @@ def test_a_second_signal_ends_the_server_at_once():
     asyncio.run(main())
 
 
-def test_a_taken_port_is_one_line_and_exit_code_2():
+def test_a_taken_port_is_one_line_and_exit_code_2(start: Start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = start(port=str(taken.getsockname()[1]))
         _, err = server.communicate(timeout=PATIENCE_S)
@@ -165,15 +177,16 @@ def test_a_taken_port_is_one_line_and_exit_code_2():
     assert err.count("\n") == 1
 
 
-def test_an_exposed_server_and_a_misspelt_variable_are_told():
+def test_an_exposed_server_and_a_misspelt_variable_are_told(start: Start):
     server = start(port="0", host="0.0.0.0", slot="4")
-    assert server.stderr is not None
-    lines = [server.stderr.readline() for _ in range(4)]
+    assert listening(server).startswith("ws://0.0.0.0:")
     server.send_signal(signal.SIGINT)
+    assert server.stderr is not None
+    err = server.stderr.read()  # not communicate, which does not see what was read ahead
     server.communicate(timeout=PATIENCE_S)
-    assert lines[1].startswith("a page to try it: http://0.0.0.0:")
-    assert "ASR_STREAM_SLOT is in the environment, and is no setting" in lines[2]
-    assert "ANYONE" in lines[3]
+    assert err.startswith("a page to try it: http://0.0.0.0:")
+    assert "ASR_STREAM_SLOT is in the environment, and is no setting" in err
+    assert "ANYONE" in err
     assert server.returncode == 0
 
 
