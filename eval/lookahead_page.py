@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.document import Page, Part, Picture, Table, Text
+from eval.document import Heading, Page, Part, Picture, Table, Text
 from eval.lookahead import ADAPTIVE, SHUFFLED, Row
+from eval.lookahead_hours import curves, error_against_hours
 from eval.plots import COLOURS, INK, as_png, blank_canvas, legend_above
 from eval.wer import Edits, paired_bootstrap
 
@@ -36,6 +37,10 @@ def page(report: Row) -> Page:
     parts.append(
         Picture("lookahead.png", "Word error rate against mean latency", error_against_latency(rows))
     )
+    if learning := curves(rows):
+        parts += [Heading("What more speech is worth"), *(Text(str(curve)) for curve in learning)]
+        picture = error_against_hours(learning)
+        parts.append(Picture("hours.png", "Word error rate against hours of training speech", picture))
     return Page("What waiting is worth", tuple(parts))
 
 
