@@ -120,7 +120,8 @@ class TransducerRecognizer:
         return ()
 
     def words(self, state: TransducerState, row: int, samples: Samples) -> list[TimedWord]:
-        return timed_words(state.search.rows[row].hypothesis(), self.model.pieces, samples=samples)
+        said = state.search.rows[row].hypothesis()
+        return timed_words(said, self.model.pieces, samples=samples, lateness=self.model.lateness)
 
     @torch.no_grad()
     def _step(

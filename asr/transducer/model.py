@@ -16,6 +16,7 @@ from asr.transducer.encoder import AdaptiveEncoder, EncoderDims
 from asr.transducer.joiner import Joiner, Predictor
 from asr.transducer.pieces import Pieces
 from asr.transducer.schedule import Policy, named
+from asr.transducer.timing import PUNCTUAL, Lateness
 from asr.transducer.trunk import Trunk
 
 HEAD, HEAD_CONFIG, PIECES = "head.safetensors", "head.json", "pieces.model"
@@ -27,6 +28,9 @@ class Transducer(nn.Module):
 
     policy: Policy | None = None
     """What a head was taught to wait for, where that is not what its schedulers say."""
+
+    lateness: Lateness = PUNCTUAL
+    """How late a head says what it hears."""
 
     def __init__(self, trunk: Trunk, pieces: Pieces, dims: EncoderDims, dropout: float = 0.0) -> None:
         super().__init__()
@@ -63,16 +67,30 @@ class Transducer(nn.Module):
 
 
 def save_head(model: Transducer, directory: Path, facts: Mapping[str, Any]) -> None:
-    """Writes a head: half-precision weights, and beside them sizes, `facts`, and its pieces."""
+    """Writes a head: half-precision weights, and beside them its sizes, `facts`, and its pieces.
+
+    Args:
+        facts: base, trunk, policy, lateness (null where nobody has measured it), and what else one may want to know.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in model.head_state().items()}
     config = json.dumps({"dims": asdict(model.dims), **facts}, indent=1) + "\n"
     # What names the folder a head is written last: a head that is cut short is none.
     contents = {HEAD: save(weights), PIECES: model.pieces.model, HEAD_CONFIG: config.encode()}
     for name, content in contents.items():
-        part = directory / (name + ".part")
-        part.write_bytes(content)
-        os.replace(part, directory / name)
+        _write(directory / name, content)
+
+
+def set_lateness(directory: Path, lateness: Lateness) -> None:
+    """Notes in a head that is there how late it says what it hears."""
+    config = json.loads((directory / HEAD_CONFIG).read_text()) | {"lateness": asdict(lateness)}
+    _write(directory / HEAD_CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
 
 
 def load_head(encoder: Encoder, directory: Path) -> Transducer:
@@ -84,6 +102,7 @@ def load_head(encoder: Encoder, directory: Path) -> Transducer:
     config = json.loads((directory / HEAD_CONFIG).read_text())
     model = Transducer(Trunk(encoder), Pieces.read(directory / PIECES), EncoderDims(**config["dims"]))
     model.policy = named(config.get("policy", "adaptive"), model.dims.layers)
+    model.lateness = Lateness(**(config.get("lateness") or {}))
     state = {k: v.float() for k, v in load_file(directory / HEAD).items()}
     model.load_head(state)
     return model.eval().requires_grad_(False)

@@ -16,19 +16,19 @@ from asr.transducer.search import TransducerHypothesis
 from asr.transducer.trunk import FEATURE_MS
 from asr.words import Words
 
-HOPS_PER_FEATURE = FEATURE_MS * HOPS_PER_SECOND // 1000
+MS_PER_HOP = 1000 // HOPS_PER_SECOND
+HOPS_PER_FEATURE = FEATURE_MS // MS_PER_HOP
 
 
 @dataclass(frozen=True)
 class Lateness:
-    """How late pieces are said, in seconds; negative where they come early."""
+    """How late pieces are said; negative where they come early. Training decides, so every head has its own."""
 
-    first_s: float = 0.0  # from where a word begins to the beginning of the frame that says its first piece
-    last_s: float = 0.0  # from where a word ends to the end of the frame that says its last piece
+    first_ms: int = 0  # from where a word begins to the beginning of the frame that says its first piece
+    last_ms: int = 0  # from where a word ends to the end of the frame that says its last piece
 
 
-#: Medians over words whose times are known; training decides them, so a head that is trained otherwise has its own.
-LATENESS = Lateness()
+PUNCTUAL = Lateness()
 
 
 def timed_words(
@@ -36,19 +36,20 @@ def timed_words(
     pieces: Words,
     *,
     samples: Tensor | NDArray[np.float32] | None = None,
-    lateness: Lateness = LATENESS,
+    lateness: Lateness = PUNCTUAL,
 ) -> list[TimedWord]:
     """Words with times from the window's beginning; confidences are geometric means of their pieces' posteriors.
 
     Args:
         samples: (n,) of the window's audio at 16 kHz, to find the words' edges in.
+        lateness: of the head that said them.
     """
     words = pieces.words(list(hypothesis.tokens))
+    late_first, late_last = (round(ms / MS_PER_HOP) for ms in (lateness.first_ms, lateness.last_ms))
     firsts, lasts, confidences, i = [], [], [], 0
     for _, n in words:
-        firsts.append(hypothesis.at[i] * HOPS_PER_FEATURE - round(lateness.first_s * HOPS_PER_SECOND))
-        behind = (hypothesis.at[i + n - 1] + 1) * HOPS_PER_FEATURE
-        lasts.append(behind - round(lateness.last_s * HOPS_PER_SECOND))
+        firsts.append(hypothesis.at[i] * HOPS_PER_FEATURE - late_first)
+        lasts.append((hypothesis.at[i + n - 1] + 1) * HOPS_PER_FEATURE - late_last)
         confidences.append(math.exp(sum(hypothesis.logprobs[i : i + n]) / n))
         i += n
     spans = in_order(list(zip(firsts, lasts, strict=True)))

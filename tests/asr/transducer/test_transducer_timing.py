@@ -35,14 +35,14 @@ def test_words_lie_where_their_pieces_were_said() -> None:
 
 
 def test_constant_delays_are_taken_off() -> None:
-    late = Lateness(first_s=0.12, last_s=-0.05)
+    late = Lateness(first_ms=120, last_ms=-50)
     assert times(said(10, 12, 20, 22), lateness=late) == [("then", 0.28, 0.57), ("sat", 0.68, 0.97)]
 
 
 def test_no_word_begins_before_the_audio_or_within_another() -> None:
-    late = Lateness(first_s=0.2, last_s=0.0)
+    late = Lateness(first_ms=200)
     assert times(said(0, 3, 4, 6), lateness=late) == [("then", 0.0, 0.08), ("sat", 0.08, 0.28)]
-    late = Lateness(first_s=0.0, last_s=0.5)
+    late = Lateness(last_ms=500)
     assert times(said(2, 3, 3, 4), lateness=late) == [("then", 0.08, 0.09), ("sat", 0.12, 0.13)]
 
 
