@@ -223,10 +223,17 @@ def batches(lengths: np.ndarray, most: float, rng: np.random.Generator) -> list[
 
 
 def epochs(batches_of: Callable[[int], list[list[int]]], first_step: int) -> Iterator[tuple[int, list[int]]]:
-    """(epoch, indices) of every batch from `first_step` on, for ever; `batches_of` gives those of an epoch."""
+    """(epoch, indices) of every batch from `first_step` on, for ever; `batches_of` gives those of an epoch.
+
+    Raises:
+        ValueError: an epoch has none.
+    """
     epoch, step = 0, 0
     while True:
-        for indices in batches_of(epoch):
+        drawn = batches_of(epoch)
+        if not drawn:
+            raise ValueError("not one batch has a clip for each process: fewer processes, or more clips")
+        for indices in drawn:
             if step >= first_step:
                 yield epoch, indices
             step += 1

@@ -6,20 +6,17 @@ full-context features into the causal ones.
 """
 
 import json
-import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters import lora
+from adapters import loop, lora
 from adapters.data import Example, Examples, epochs
 from adapters.targets import IGNORED, Queries, QueryBatch, chunks, collate, plan
 from asr.checkpoint import LONGEST_DELAY_S, TIMESTAMP_S, Whisper
@@ -65,7 +62,7 @@ class Trainer:
         start_from: Path | None = None,
     ) -> None:
         self.recipe, self.examples, self.features, self.out = recipe, examples, features, out
-        self.rank, self.world = _join_process_group()
+        self.team = loop.Team.join()
         self.device = model.device
         self.vocabulary = model.vocabulary
         self.mel = LogMel(self.device)
@@ -90,7 +87,7 @@ class Trainer:
         for epoch, batch in self._batches():
             record = self._train_step(batch)
             self.step += 1
-            if self.rank == 0:
+            if self.team.leads:
                 with (self.out / LOG).open("a") as log:
                     log.write(json.dumps({"step": self.step, "epoch": epoch, **record}) + "\n")
                 progress(self.step, record)
@@ -99,17 +96,15 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[int, list[Example]]]:
         """(epoch, examples) of this process for every step that is left, each drawn while the one before trains."""
-        seconds = self.recipe.batch_seconds * self.world
-        stream = epochs(lambda epoch: self.examples.batches(epoch, seconds, self.world), self.step)
+        rank, size = self.team.rank, self.team.size
+        seconds = self.recipe.batch_seconds * size
+        stream = epochs(lambda epoch: self.examples.batches(epoch, seconds, size), self.step)
 
-        def draw(epoch: int, indices: list[int]) -> tuple[int, list[Example]]:
-            return epoch, self.examples.draw(epoch, indices[self.rank :: self.world])
+        def draw(batch: tuple[int, list[int]]) -> tuple[int, list[Example]]:
+            epoch, indices = batch
+            return epoch, self.examples.draw(epoch, indices[rank::size])
 
-        with ThreadPoolExecutor(1) as ahead:
-            batch = ahead.submit(draw, *next(stream))
-            for _ in range(self.step, self.recipe.steps):
-                this, batch = batch, ahead.submit(draw, *next(stream))
-                yield this.result()
+        return loop.drawn_ahead(islice(stream, max(0, self.recipe.steps - self.step)), draw)
 
     def save(self) -> None:
         """Checkpoint (atomically), loss curves and the adapter as it is now."""
@@ -119,8 +114,7 @@ class Trainer:
             "weights": {name: p.detach() for name, p in self.adapted.named_parameters() if p.requires_grad},
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, self.out / (CHECKPOINT + ".part"))
-        os.replace(self.out / (CHECKPOINT + ".part"), self.out / CHECKPOINT)
+        loop.save(state, self.out / CHECKPOINT)
         lora.save(self.adapted, self.out / "adapter")
         draw_curves(self.out)
 
@@ -139,9 +133,11 @@ class Trainer:
         self.step = state["step"]
 
     def _train_step(self, batch: list[Example]) -> dict[str, float]:
-        rng = np.random.default_rng((self.recipe.seed, self.step, self.rank))
+        rng = np.random.default_rng((self.recipe.seed, self.step, self.team.rank))
         tau = int(rng.choice(list(BLOCKS), p=np.array(list(BLOCKS.values())) / sum(BLOCKS.values())))
-        rate = self._learning_rate()
+        rate = self.recipe.learning_rate * loop.share_of_rate(
+            self.step, self.recipe.steps, self.recipe.warmup, least=0.05
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         mel = self._mel(batch, tau, rng)
@@ -158,12 +154,7 @@ class Trainer:
             )
         distilled = distilled + self.recipe.provisional * guessed
         loss = words + waits + self.recipe.distillation * distilled
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._share_gradients()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip_norm))
-        if math.isfinite(norm):
-            self.optimizer.step()
+        norm = loop.descend(self.team, loss, self.weights, self.optimizer, self.recipe.clip_norm)
         return {
             "tau": tau, "words": words.item(), "waits": waits.item(), "distillation": distilled.item(),
             "accuracy": right, "grad_norm": norm, "lr": rate, "seconds": sum(e.seconds for e in batch),
@@ -221,30 +212,6 @@ class Trainer:
             return losses.sum() * 0.0, losses.mean(), 0.0
         right = (logits.argmax(-1) == targets)[is_word].float().mean()
         return losses[is_word].mean(), losses[~is_word].mean(), float(right)
-
-    def _learning_rate(self) -> float:
-        """Linear warm-up, then a cosine down to a twentieth."""
-        recipe = self.recipe
-        if self.step < recipe.warmup:
-            return recipe.learning_rate * (self.step + 1) / recipe.warmup
-        done = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-        return recipe.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-    def _share_gradients(self) -> None:
-        if self.world > 1:
-            for weight in self.weights:
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-                dist.all_reduce(weight.grad, op=dist.ReduceOp.SUM)
-                weight.grad /= self.world
-
-
-def _join_process_group() -> tuple[int, int]:
-    """(rank, world size); joins the group that torchrun describes in the environment, if it does."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return int(os.environ.get("RANK", "0")), world
 
 
 def draw_curves(run: Path) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -74,7 +74,11 @@ def ancat(
         typer.Option(help="Policies, with blanks between: adaptive:MS causal layerwise:1,1,0,0 chunked:9"),
     ] = "adaptive:80 adaptive:320",
     aligned: Annotated[
-        Path | None, typer.Option(help="Folder that `align` wrote; it guides the first steps.", exists=True)
+        Path | None,
+        typer.Option(
+            help="Folder that `align` wrote; it guides the first steps and sets word times right.",
+            exists=True,
+        ),
     ] = None,
     hours: Annotated[
         float | None, typer.Option(help="Of the manifest, for learning curves; else all.")
@@ -114,6 +118,38 @@ def ancat(
                 raise KeyboardInterrupt
 
         stages = Stages(manifest, out, base, plan, after_step, aligned, device())
-        folders: list[Any] = stages.run(heads.split())
+        folders: list[Path] = stages.run(heads.split())
     for folder in folders:
         typer.echo(f"a head is in {folder}")
+
+
+@app.command()
+def word_times(
+    context: typer.Context,
+    heads: Annotated[
+        list[Path], typer.Argument(help="Folders of heads as `train ancat` writes them.", exists=True)
+    ],
+    aligned: Annotated[Path, typer.Option(help="Folder that `align` wrote.", exists=True)],
+) -> None:
+    """Measure how late heads say their words, and note it in them. `train ancat --aligned` does so itself."""
+    from adapters import loading
+    from adapters.align import ALIGNED, read_aligned
+    from adapters.ancat.lateness import fit_lateness
+    from adapters.shipped import find
+    from asr.checkpoint import load
+    from asr.transducer.model import set_lateness
+
+    clips = list(read_aligned(aligned / ALIGNED))
+    house: House = context.obj
+    for folder in heads:
+        chosen = find(str(folder))
+        if chosen.head is None:
+            raise ValueError(f"{folder} is no head of a transducer")
+        model = loading.transducer(load(chosen.base), chosen.adapter, chosen.head)
+        with house.progress("listening") as show:
+            lateness = fit_lateness(model, clips, show)
+        if lateness is None:
+            raise ValueError(f"{folder} recognises too few words of {aligned} to tell how late it says them")
+        set_lateness(chosen.head, lateness)
+        first, last = lateness.first_ms, lateness.last_ms
+        typer.echo(f"{folder} says words {first} ms after they begin and is done {last} ms after they end")

@@ -4,7 +4,6 @@ import io
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from adapters import loop
 from adapters.data import Augmentation, batches, decoded, noise_at, silence
 from asr.audio import SAMPLE_RATE, duration
 from asr.mel import LogMel
@@ -245,13 +245,9 @@ class FeatureCache:
         def drawn(indices: list[int]) -> tuple[Tensor, Tensor]:
             return corpus.padded([corpus.draw(epoch, index) for index in indices])
 
-        with (self.directory / FEATURES).open("ab") as out, ThreadPoolExecutor(1) as ahead:
+        with (self.directory / FEATURES).open("ab") as out:
             out.truncate(n_rows * self.width * 2)
-            coming = ahead.submit(drawn, order[0])
-            for number, indices in enumerate(order):
-                samples, lengths = coming.result()
-                if number + 1 < len(order):
-                    coming = ahead.submit(drawn, order[number + 1])
+            for indices, (samples, lengths) in zip(order, loop.drawn_ahead(order, drawn), strict=True):
                 with torch.no_grad(), torch.autocast(mel.device.type, torch.bfloat16):
                     features = trunk(mel.whole(samples.to(mel.device))).half().cpu()
                 for index, row, n in zip(indices, features, lengths.tolist(), strict=True):

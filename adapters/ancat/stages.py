@@ -11,7 +11,8 @@ OUT/ancat-NAME/, OUT/ancat-NAME-320/   what is shipped: the trunk's adapter, and
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from adapters import lora
 from adapters.align import ALIGNED, read_aligned
 from adapters.ancat.corpus import Clip, Corpus, FeatureCache, learn_pieces, read_clips
 from adapters.ancat.curves import draw_curves
+from adapters.ancat.lateness import fit_lateness
 from adapters.ancat.train import CHECKPOINT, Recipe, Trainer
+from adapters.loop import Team
 from asr.checkpoint import load
 from asr.transducer.encoder import EncoderDims
 from asr.transducer.model import PIECES, Transducer, save_head
@@ -59,7 +62,7 @@ class Stages:
 
     Args:
         careless: folder of the causal Whisper's adapter, with which the trunk begins.
-        aligned: folder that `align` wrote, with which the first steps are guided.
+        aligned: folder that `align` wrote, by which the first steps are guided and word times are set right.
 
     Raises:
         ValueError: no clip of the manifest can be used, or none is in the alignment.
@@ -75,20 +78,22 @@ class Stages:
         aligned: Path | None = None,
         device: str = "cpu",
     ) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("the stages of a transducer run in one process: start them without torchrun")
+        self.team = Team.join()
         self.out, self.careless, self.plan, self.show, self.device = out, careless, plan, show, device
         self.clips = some(read_clips(manifest), plan.hours)
         if not self.clips:
             raise ValueError(f"{manifest} has no transcribed clips of a length that can be used")
         out.mkdir(parents=True, exist_ok=True)
-        if not (out / PIECES).exists():
+        if self.team.leads and not (out / PIECES).exists():
             part = out / (PIECES + ".part")
             part.write_bytes(learn_pieces(self.clips, plan.n_pieces).model)
             os.replace(part, out / PIECES)
+        self.team.wait()
         self.pieces = Pieces.read(out / PIECES)
-        words = {c.audio: c.words for c in read_aligned(aligned / ALIGNED) if c.words} if aligned else {}
-        if aligned and not any(clip.audio in words for clip in self.clips):
+        known = {clip.audio for clip in self.clips}
+        self.aligned = [c for c in read_aligned(aligned / ALIGNED) if c.audio in known] if aligned else []
+        words = {clip.audio: clip.words for clip in self.aligned if clip.words}
+        if aligned and not words:
             raise ValueError(
                 f"{aligned} holds no clip of {manifest}: run `asr-stream align` on this manifest"
             )
@@ -129,7 +134,12 @@ class Stages:
         trunk = self.trunk_name if self.plan.trunk.steps else self.careless.name
         facts: dict[str, Any] = {"base": self.plan.base, "trunk": trunk, "policy": recipe.policy}
         facts |= {"target_ms": recipe.target_ms} if recipe.policy == "adaptive" else {}
-        save_head(model, folder, {**facts, "hours": round(self.hours, 2), "steps": recipe.steps})
+        facts |= {"hours": round(self.hours, 2), "steps": recipe.steps}
+        if self.team.leads:
+            model.policy = named(recipe.policy, model.dims.layers)
+            show = partial(self.show, "word times")
+            lateness = fit_lateness(model, self.aligned, show) if self.aligned else None
+            save_head(model, folder, {**facts, "lateness": lateness and asdict(lateness)})
         return folder
 
     def _train(
@@ -149,11 +159,14 @@ class Stages:
         try:
             trainer.run(progress=after_step)
         except KeyboardInterrupt:
-            trainer.save()
+            if self.team.leads:
+                trainer.save()
             raise
-        draw_curves(self.out / stage)
-        if stage == "trunk":
-            lora.save(adapted, self.out / self.trunk_name, kind=lora.TRUNK)
+        if self.team.leads:
+            draw_curves(self.out / stage)
+            if stage == "trunk":
+                lora.save(adapted, self.out / self.trunk_name, kind=lora.TRUNK)
+        self.team.wait()  # what comes next begins with what the first one has written
         return model
 
     def _features(self) -> FeatureCache:
@@ -168,8 +181,10 @@ class Stages:
             done += seconds
             self.show("features", done, total, f"{done / 3600:.1f} of {total / 3600:.1f} h")
 
-        cache.write(self.corpus, model.eval().trunk, self.plan.draws, progress=after_batch)
-        return cache
+        if self.team.leads:
+            cache.write(self.corpus, model.eval().trunk, self.plan.draws, progress=after_batch)
+        self.team.wait()
+        return FeatureCache(cache.directory, cache.width)
 
     def _model(self) -> tuple[Transducer, lora.PeftModel]:
         """A fresh head on a trunk that begins as the causal Whisper's encoder."""

@@ -1,4 +1,4 @@
-"""Training of the adaptive-lookahead transducer: resumable, on a CPU or a GPU.
+"""Training of the adaptive-lookahead transducer: resumable, on a CPU, a GPU, or several under torchrun.
 
 One `Trainer` is one stage; adapters/ancat/stages.py puts them together:
 
@@ -9,11 +9,9 @@ One `Trainer` is one stage; adapters/ancat/stages.py puts them together:
 """
 
 import json
-import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.ancat.corpus import Batch, Corpus, FeatureCache, spec_mask
+from adapters import loop
+from adapters.ancat.corpus import IGNORED, Batch, Corpus, FeatureCache, spec_mask
 from adapters.ancat.losses import ctc_loss, guess_loss, latency, rnnt_loss
 from adapters.ancat.policies import random_policy
 from adapters.data import batches, epochs
@@ -67,6 +66,7 @@ class Trainer:
         self, model: Transducer, corpus: Corpus, recipe: Recipe, out: Path, cache: FeatureCache | None = None
     ) -> None:
         self.model, self.corpus, self.recipe, self.out, self.cache = model, corpus, recipe, out, cache
+        self.team = loop.Team.join()
         self.device = model.device
         self.mel = LogMel(self.device)
         if cache is not None or not recipe.trunk_learning_rate:
@@ -100,11 +100,12 @@ class Trainer:
         for epoch, batch in self._batches():
             record = self._train_step(batch)
             self.step += 1
-            with (self.out / LOG).open("a") as log:
-                log.write(json.dumps({"step": self.step, "epoch": epoch, **record}) + "\n")
-            progress(self.step, record)
-            if self.step % save_every == 0 or self.step == self.recipe.steps:
-                self.save()
+            if self.team.leads:
+                with (self.out / LOG).open("a") as log:
+                    log.write(json.dumps({"step": self.step, "epoch": epoch, **record}) + "\n")
+                progress(self.step, record)
+                if self.step % save_every == 0 or self.step == self.recipe.steps:
+                    self.save()
         self.model.eval()
 
     @torch.no_grad()
@@ -112,7 +113,9 @@ class Trainer:
         """Fits the constants of the trunk's features to one batch of plain speech."""
         drawn = [self.corpus.draw(0, index) for index in range(min(64, len(self.corpus.clips)))]
         samples, lengths = self.corpus.padded(drawn)
-        self.model.trunk.standardise(self.mel.whole(samples.to(self.device)), lengths)
+        trunk = self.model.trunk
+        trunk.standardise(self.mel.whole(samples.to(self.device)), lengths)
+        self.team.follow([trunk.centre, trunk.scale])
 
     def save(self) -> None:
         """Writes the checkpoint, atomically."""
@@ -125,8 +128,7 @@ class Trainer:
             "weights": {k: v for k, v in self.model.state_dict().items() if k in trained},
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, self.out / (CHECKPOINT + ".part"))
-        os.replace(self.out / (CHECKPOINT + ".part"), self.out / CHECKPOINT)
+        loop.save(state, self.out / CHECKPOINT)
 
     def _resume(self) -> None:
         state = torch.load(self.out / CHECKPOINT, weights_only=True, map_location=self.device)
@@ -135,25 +137,20 @@ class Trainer:
         self.step, self.price = state["step"], state["price"]
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
-        """Every batch that is left, each drawn while the one before trains."""
-        recipe = self.recipe
+        """This process's part of every batch that is left, each drawn while the one before trains."""
+        recipe, rank, size = self.recipe, self.team.rank, self.team.size
 
         def batches_of(epoch: int) -> list[list[int]]:
             rng = np.random.default_rng((recipe.seed, epoch))
-            return batches(self.corpus.seconds, recipe.batch_seconds, rng)
+            drawn = batches(self.corpus.seconds, recipe.batch_seconds * size, rng)
+            return [indices for indices in drawn if len(indices) >= size]
 
-        def draw(epoch: int, indices: list[int]) -> tuple[int, Batch]:
-            return epoch, self._draw(epoch, indices)
+        def draw(batch: tuple[int, list[int]]) -> tuple[int, Batch]:
+            epoch, indices = batch
+            return epoch, self._draw(epoch, indices[rank::size])
 
         stream = epochs(batches_of, self.step)
-
-        with ThreadPoolExecutor(1) as ahead:
-            batch = ahead.submit(draw, *next(stream))
-            for step in range(self.step, recipe.steps):
-                this = batch
-                if step + 1 < recipe.steps:
-                    batch = ahead.submit(draw, *next(stream))
-                yield this.result()
+        return loop.drawn_ahead(islice(stream, max(0, recipe.steps - self.step)), draw)
 
     def _draw(self, epoch: int, indices: list[int]) -> Batch:
         """Features, or in the trunk's stage log-mel frames, of one batch."""
@@ -175,8 +172,8 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> dict[str, Any]:
         recipe = self.recipe
-        rng = np.random.default_rng((recipe.seed, self.step))
-        rate = self._rate()
+        rng = np.random.default_rng((recipe.seed, self.step, self.team.rank))
+        rate = loop.share_of_rate(self.step, recipe.steps, recipe.warmup, least=0.02)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         policy = self._policy(rng)
@@ -195,20 +192,23 @@ class Trainer:
             )
             logits = self.model.ctc(frames)
             ctc = ctc_loss(logits, batch.lengths, tokens, n_tokens)
-        waited = hard_latency(schedule, batch.lengths)
+        labels = batch.labels if self.step < recipe.guided else None
+        n_labels = 0 if labels is None else int((labels != IGNORED).sum())
+        of_pieces, of_frames, of_labels = self.team.shares(
+            int(n_tokens.sum()), int(batch.lengths.sum()), n_labels
+        )
+        rnnt, ctc = of_pieces * rnnt, of_pieces * ctc
+        waited = of_frames * hard_latency(schedule, batch.lengths)
+        waited, *losses = self.team.mean(waited, rnnt.item(), ctc.item())
         loss = rnnt + recipe.ctc * ctc
-        if batch.labels is not None and self.step < recipe.guided:
-            guess = guess_loss(logits, batch.labels.to(self.device))
+        if labels is not None:
+            guess = of_labels * guess_loss(logits, labels.to(self.device))
             loss = guess if self.step < recipe.guided // 2 else loss + guess
         if recipe.policy == "adaptive":
-            loss = loss + self._charge(waited) * latency(schedule.rights, batch.lengths)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, recipe.clip_norm))
-        if math.isfinite(norm):
-            self.optimizer.step()
+            loss = loss + self._charge(waited) * of_frames * latency(schedule.rights, batch.lengths)
+        norm = loop.descend(self.team, loss, self.weights, self.optimizer, recipe.clip_norm)
         return {
-            "rnnt": rnnt.item(), "ctc": ctc.item(), "latency_ms": waited * FEATURE_MS, "price": self.price,
+            "rnnt": losses[0], "ctc": losses[1], "latency_ms": waited * FEATURE_MS, "price": self.price,
             "spans": [_shares(span, batch.lengths, self.model.dims.span) for span in schedule.spans],
             "grad_norm": norm, "rate": rate, "seconds": batch.seconds,
         }  # fmt: skip
@@ -235,13 +235,6 @@ class Trainer:
         if self.recipe.policy != "random":
             return self.fixed_policy
         return random_policy(rng, self.model.dims.layers)
-
-    def _rate(self) -> float:
-        """Share of the peak learning rate: linear warm-up, then a cosine down to a fiftieth."""
-        if self.step < self.recipe.warmup:
-            return (self.step + 1) / self.recipe.warmup
-        done = (self.step - self.recipe.warmup) / max(1, self.recipe.steps - self.recipe.warmup)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def hard_latency(schedule: Schedule, lengths: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 
 from adapters.ancat.corpus import Alignment, Clip, Corpus, FeatureCache, learn_pieces, read_clips
 from asr.audio import SAMPLE_RATE
-from asr.checkpoint import Whisper
 from asr.transducer.encoder import EncoderDims
 from asr.transducer.model import Transducer
 from asr.transducer.pieces import Pieces
 from asr.transducer.trunk import Trunk
+from tests.conftest import random_whisper
 
 WORDS = {"low": 300, "mid": 900, "high": 2700}  # Hz
 WHISTLE = 3200  # samples
@@ -72,18 +73,18 @@ def corpus(clips: list[Clip], pieces: Pieces, alignment: Alignment) -> Corpus:
     return Corpus(clips, pieces, alignment)
 
 
+def untrained(pieces: Pieces, dropout: float = 0.1) -> Transducer:
+    """The same model every time; some of it drops out, so that randomness must be resumed, too."""
+    trunk = Trunk(random_whisper(0).encoder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dims = EncoderDims(features=trunk.width, width=32, heads=2, layers=2, span=4, left=20)
+        return Transducer(trunk, pieces, dims, dropout)
+
+
 @pytest.fixture(scope="session")
-def make_model(make_tiny: Callable[[int], Whisper], pieces: Pieces) -> Callable[[], Transducer]:
-    """The same untrained model every time; some of it drops out, so that randomness must be resumed, too."""
-
-    def make() -> Transducer:
-        trunk = Trunk(make_tiny(0).encoder)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            dims = EncoderDims(features=trunk.width, width=32, heads=2, layers=2, span=4, left=20)
-            return Transducer(trunk, pieces, dims, dropout=0.1)
-
-    return make
+def make_model(pieces: Pieces) -> Callable[[], Transducer]:
+    return partial(untrained, pieces)
 
 
 @pytest.fixture(scope="session")
