@@ -77,7 +77,7 @@ def test_all_stages_end_in_heads_that_can_be_served(tiny_en: Whisper, tmp_path: 
     for head in heads:
         chosen = find(str(head))
         assert chosen.base == "tiny.en"
-        model = loading.transducer(tiny_en, chosen.adapter, head, tiny_en.decoder.ln.weight.dtype)
+        model = loading.transducer(tiny_en, chosen.adapter, head)
         engine = Engine(TransducerRecognizer(model), tiny_en, head.name, slots=1, final_pass_thread=False)
         options = SessionOptions(final_pass="none")
         events = list(listen(engine, [read_audio(SAMPLES / "jfk.wav")], options))
