@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000  # Hz: what Whisper hears
 LOWEST_RATE, HIGHEST_RATE = 8_000, 192_000  # Hz, of a PCM stream
+LOWEST_FILE_RATE = 1_000  # Hz: below it a short read of a file holds minutes
 MOST_CHANNELS = 8
 READ_FRAMES = 1_024  # a fraction of a FLAC block: what decodes before a file breaks off is not lost
 LOUDEST = 2.0**15  # full scale is 1; beyond this a float is a broken one, not a loud one
@@ -94,12 +95,16 @@ def stream_audio(path: str | PathLike[str] | Recording, block_seconds: float = 1
     and logs a warning.
 
     Raises:
-        AudioError: there is no such file, it is not audio, or there is nothing in it (for a file of nothing
-            but NaN that is known only at the end).
+        AudioError: there is no such file, it is not audio, its rate is none, or there is nothing in it (for a
+            file of nothing but NaN that is known only at the end).
     """
     if block_seconds <= 0:
         raise AudioError(f"a block of {block_seconds} s is no block: give a positive number of seconds")
     with _open(path) as file:
+        if file.samplerate < LOWEST_FILE_RATE:
+            raise AudioError(
+                f"{path} has a sample rate of {file.samplerate} Hz: record it with {LOWEST_RATE} Hz or more"
+            )
         downmix = Downmix(file.samplerate)
         block: list[Samples] = []
         for samples in _reads(file):

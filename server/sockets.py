@@ -56,6 +56,15 @@ class ModestWebSocket(WebSocketsSansIOProtocol):
     RFC 6455, 5.5.3: of several pings, the newest alone may be answered.
     """
 
+    def data_received(self, data: bytes) -> None:
+        """A handshake that websockets cannot read (it has a limit of 8 KiB a line) is refused, not left waiting."""
+        super().data_received(data)
+        error = self.conn.handshake_exc
+        if error is not None and not self.handshake_initiated and not self.transport.is_closing():
+            why = f"the handshake cannot be read: {error.__cause__ or error}\n"
+            self.transport.write(self.conn.reject(400, why).serialize())
+            self.transport.close()
+
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()

@@ -31,6 +31,7 @@ from streaming.session import Full, Session
 if TYPE_CHECKING:
     from streaming.engine import Engine
 
+SLOWEST_BYTES_S = 2_000  # of an upload, on average: a slot is kept for it while it comes
 FORM_BYTES = 2**16  # beside the file: a prompt, and what separates the parts
 STATUS = {"bad_audio": 400, "full": 503, "draining": 503}  # by the code of a Fault; else 500
 NAME_CHARACTERS = 60
@@ -64,7 +65,10 @@ class Upload:
         try:
             response = await self._respond(Request(scope, self._bounded(receive)), receive)
             if response is not None:
-                await response(scope, receive, send)
+                await response(scope, receive, self._prompt(send))
+        except TimeoutError:
+            self._metrics.errors.labels("slow_reader").inc()
+            self._log.warning("slow_reader: the answer was not read")
         finally:
             self.awaited = False
             audio_s = self._session.decoded_ms / 1000 if self._session is not None else 0.0
@@ -125,17 +129,29 @@ class Upload:
 
     # -- the file
 
+    def _prompt(self, send: Send) -> Send:
+        """`send`, but it raises TimeoutError where the client does not read: what it is told as it is decoded
+        holds a slot."""
+
+        async def prompt(message: Message) -> None:
+            async with asyncio.timeout(self._settings.idle_timeout_s):
+                await send(message)
+
+        return prompt
+
     def _bounded(self, receive: Receive) -> Receive:
-        """`receive`, but it raises AdmissionError where too much comes, or nothing for too long."""
-        limit, n_bytes = self._settings.max_upload_bytes, 0
+        """`receive`, but it raises AdmissionError where too much comes, or too little for too long."""
+        limit, n_bytes, started = self._settings.max_upload_bytes, 0, self._loop.time()
 
         async def bounded() -> Message:
             nonlocal n_bytes
+            patience_s = self._settings.idle_timeout_s
+            behind_s = self._loop.time() - started - n_bytes / SLOWEST_BYTES_S
             try:
-                async with asyncio.timeout(self._settings.idle_timeout_s):
+                async with asyncio.timeout(min(patience_s, patience_s - behind_s)):
                     message = await receive()
             except TimeoutError:
-                raise AdmissionError(408, "idle", "the file stopped coming: send it again") from None
+                raise AdmissionError(408, "idle", "the file comes too slowly: send it again") from None
             if self._fault is not None:
                 raise AdmissionError(503, self._fault.code, self._fault.message)
             n_bytes += len(message.get("body", b""))
