@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from asr.audio import read_audio
+from asr.audio import SAMPLE_RATE, read_audio
 from server import client as client_module
 from server.child import ChildServer, child_server
 from server.client import StreamClient
@@ -105,10 +106,12 @@ async def until(condition: Callable[[], bool]) -> None:
 class Speaker:
     """Says the first half of its pieces, waits for the word to go on, and keeps what it hears."""
 
-    def __init__(self, server: ChildServer, pieces: Sequence[bytes | np.ndarray]) -> None:
+    def __init__(
+        self, server: ChildServer, pieces: Sequence[bytes | np.ndarray], final_pass: str | None = None
+    ) -> None:
         self.heard: list[Event] = []
         self.go_on = asyncio.Event()
-        self._client = StreamClient(server.url, chunk_ms=200, retries=100)
+        self._client = StreamClient(server.url, chunk_ms=200, final_pass=final_pass, retries=100)
         self._pieces = pieces
 
     async def speak(self) -> str:
@@ -206,19 +209,29 @@ def test_the_page_and_health_are_beside_full_replicas(fake):
         get(fake, "/nowhere")
 
 
-def test_words_of_the_real_model_are_those_of_an_undisturbed_run(dials):
-    samples = read_audio(SAMPLES / "jfk.wav")
+def test_the_real_model_goes_on_where_it_was(dials):
+    """Without the second pass, which a busy machine leaves out; case and commas may hang on what was before."""
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    clips = [read_audio(SAMPLES / f"austen-0{number}.flac") for number in (870, 880, 890)]
+    samples = np.concatenate([piece for clip in clips for piece in (clip, pause)])
     pieces = [samples[start : start + 4800] for start in range(0, len(samples), 4800)]
 
     async def main():
         with serving(REAL) as server:
             await until(lambda: len(running(server)) == 2)
-            undisturbed = Speaker(server, pieces)
+            undisturbed = Speaker(server, pieces, "none")
             undisturbed.go_on.set()
-            expected = await undisturbed.speak()
+            expected = words(await undisturbed.speak())
+            assert len(expected) > 30
             dials.clear()
-            heard = await speak_while_one_is_killed(server, [Speaker(server, pieces) for _ in range(2)])
-            assert heard == [expected] * 2
+            heard = await speak_while_one_is_killed(
+                server, [Speaker(server, pieces, "none") for _ in range(2)]
+            )
+            assert [words(line) for line in heard] == [expected] * 2
             assert len(dials) > 2, "nobody had to resume"
 
     asyncio.run(main())
+
+
+def words(line: str) -> list[str]:
+    return re.findall(r"[a-z']+", line.lower())
