@@ -14,7 +14,7 @@ from server.dialects import plain
 
 WARM_UP = 0.25  # of the soak: what a server takes once, it has taken by then
 AN_END = 0.1  # of the rest: memory at its beginning and at its end are medians over so much
-MOST_GROWTH = 0.05
+MOST_GROWTH = 0.02
 
 
 @dataclass(frozen=True)
