@@ -194,11 +194,13 @@ def serve(settings: Settings, build: Callable[[], "Engine"], replicas: Replicas)
             "ssl_certfile": settings.tls_cert and str(settings.tls_cert),
             "ssl_keyfile": settings.tls_key and str(settings.tls_key),
         }
-        ray_serve.start(http_options=http, logging_config=options["logging_config"])
         try:
+            ray_serve.start(http_options=http, logging_config=options["logging_config"])
             handle = ray_serve.run(application(portable(settings), build, options), name=NAME)
-        except RuntimeError as error:
-            raise RayError(f"the replicas did not start: {_last_line(error)}") from error
+        except Exception as error:  # of many kinds: a taken port, a replica that could not build its engine
+            raise RayError(
+                f"the replicas did not start, for what Ray says above: {_last_line(error)}"
+            ) from error
         scheme = "wss" if settings.tls_cert else "ws"
         with _told_to_end() as ending:
             sys.stderr.write(f"listening on {scheme}://{settings.host}:{settings.port}/v1/stream\n")
@@ -210,6 +212,8 @@ def serve(settings: Settings, build: Callable[[], "Engine"], replicas: Replicas)
         handle.broadcast("drain").results(timeout_s=patience_s, return_exceptions=True)
     finally:
         ray_serve.delete(NAME)
+        if not ray_serve.status().applications:
+            ray_serve.shutdown()  # on a cluster that goes on its proxies would keep the port
         ray.shutdown()
 
 
