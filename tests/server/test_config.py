@@ -80,9 +80,9 @@ def test_a_wrong_file_is_one_line_that_names_it_and_the_key(tmp_path, text, word
 
 def test_a_wrong_variable_is_named_as_such(monkeypatch, tmp_path):
     monkeypatch.setenv("ASR_STREAM_SLOTS", "none")
-    with pytest.raises(ConfigError, match="^ASR_STREAM_SLOTS: Input should be a valid integer"):
+    with pytest.raises(ConfigError, match=r"^ASR_STREAM_SLOTS: Input should be a valid integer"):
         read_settings(written(tmp_path / "s.toml", "slots = 0"))
-    with pytest.raises(ConfigError, match="^slots: Input should be greater than or equal to 1$"):
+    with pytest.raises(ConfigError, match=r"^slots: Input should be greater than or equal to 1$"):
         read_settings(slots=0)
 
 
@@ -99,7 +99,7 @@ def test_a_misspelt_variable_is_found(monkeypatch):
 
 
 def test_keys_come_from_both_places_and_are_several(tmp_path):
-    file = written(tmp_path / "keys", "# since March\nthird\n\n fourth \n")
+    file = written(tmp_path / "keys", "# since March\nthird\n\n fourth \n  # of nobody\n")
     assert Settings(api_key="first, second", api_key_file=file).keys == ("first", "second", "third", "fourth")
     assert Settings().keys == ()
 
@@ -107,6 +107,21 @@ def test_keys_come_from_both_places_and_are_several(tmp_path):
 def test_a_file_without_keys_does_not_open_the_door(tmp_path):
     with pytest.raises(ConfigError, match="keys holds no key"):
         read_settings(api_key_file=written(tmp_path / "keys", "# none yet\n"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (b"\xff\xfe", r"keys is no text: keys are one a line$"),
+        ("\ufeffkey\n".encode(), "^keys must be of printable ASCII characters"),  # as Windows writes text
+        ("schl\u00fcssel\n".encode(), "^keys must be of printable ASCII characters"),
+    ],
+)
+def test_a_key_that_no_client_could_show_is_refused_and_not_shown(tmp_path, keys, words):
+    (tmp_path / "keys").write_bytes(keys)
+    with pytest.raises(ConfigError, match=words) as refused:
+        read_settings(api_key_file=tmp_path / "keys")
+    assert "schl" not in str(refused.value)
 
 
 def test_a_certificate_is_proven_at_once(tmp_path):
