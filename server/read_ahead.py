@@ -4,11 +4,12 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+FRAME_BYTES = 256  # that a frame takes however short it is: empty ones would wait without bound
 TOO_FAST = "audio came much faster than it can be heard: wait for results, or send at the speed of speech"
 
 
 class ReadAhead:
-    """ASGI middleware: ends a WebSocket whose unread frames hold more than `limit` bytes, with 1008 and a reason.
+    """ASGI middleware: ends a WebSocket whose unread frames take more than `limit` bytes, with 1008 and a reason.
 
     Our own server needs none: there a frame that is not asked for stays with the client (TCP's flow control).
     """
@@ -59,4 +60,6 @@ class ReadAhead:
 
 
 def _size(message: Message) -> int:
-    return len(message.get("bytes") or message.get("text") or b"")
+    if message["type"] != "websocket.receive":
+        return 0
+    return FRAME_BYTES + len(message.get("bytes") or message.get("text") or b"")

@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.types import Message
 
-from server.read_ahead import ReadAhead
+from server.read_ahead import FRAME_BYTES, ReadAhead
 
 Frames = list[Message]
 
@@ -48,14 +48,14 @@ GONE: Message = {"type": "websocket.disconnect", "code": 1000}
 
 def test_an_app_that_listens_hears_everything_in_order():
     frames = [*(frame(size) for size in range(1, 40)), GONE]
-    heard, told = asyncio.run(converse(frames, 50, listens=True))
+    heard, told = asyncio.run(converse(frames, FRAME_BYTES + 50, listens=True))
     assert heard == frames
     assert len(told) == len(frames)
 
 
 def test_a_client_far_ahead_is_told_why_it_must_go():
     frames = [*(frame(10) for _ in range(6)), GONE]
-    heard, told = asyncio.run(converse(frames, 50, listens=False))
+    heard, told = asyncio.run(converse(frames, 6 * FRAME_BYTES + 50, listens=False))
     assert [message["type"] for message in heard] == ["websocket.disconnect"]
     assert [(message["type"], message["code"]) for message in told] == [("websocket.close", 1008)]
     assert "speed of speech" in told[0]["reason"]
@@ -64,13 +64,21 @@ def test_a_client_far_ahead_is_told_why_it_must_go():
 
 def test_text_counts_as_audio_does():
     frames = [*({"type": "websocket.receive", "text": "x" * 30} for _ in range(2)), GONE]
-    heard, _ = asyncio.run(converse(frames, 50, listens=False))
+    heard, _ = asyncio.run(converse(frames, 2 * FRAME_BYTES + 50, listens=False))
     assert heard[0]["code"] == 1008
+
+
+def test_empty_frames_do_not_wait_without_bound():
+    frames = [*(frame(0) for _ in range(5)), GONE]
+    heard, _ = asyncio.run(converse(frames, 4 * FRAME_BYTES, listens=False))
+    assert heard[0].get("code") == 1008
+    heard, _ = asyncio.run(converse(frames, 5 * FRAME_BYTES, listens=False))
+    assert heard == frames
 
 
 def test_what_is_read_no_longer_waits():
     frames = [*(frame(30) for _ in range(20)), GONE]
-    heard, _ = asyncio.run(converse(frames, 50, listens=True))
+    heard, _ = asyncio.run(converse(frames, FRAME_BYTES + 50, listens=True))
     assert len(heard) == 21
 
 
