@@ -48,6 +48,7 @@ class Metrics:
         self.conversations = counter("conversations", "Conversations that were let in.", "path")
         self.audio = counter("audio_seconds", "Audio decoded.")
         self.errors = counter("errors", "Errors told to clients, refusals among them.", "code")
+        self.errors.labels("internal")  # whose increase alerts, which cannot be seen from nothing
 
     def watch(
         self,

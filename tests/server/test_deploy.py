@@ -188,6 +188,15 @@ def test_what_is_shown_and_alerted_on_is_measured():
     assert set().union(*used) <= sampled()
 
 
+def test_what_is_alerted_on_by_its_code_is_there_before_the_first():
+    """Prometheus sees no increase where a series begins with its first error."""
+    page = Metrics().render().decode()
+    selected = re.findall(r'asr_stream_\w+\{code="\w+"\}', " ".join(expressions()))
+    assert selected
+    for each in selected:
+        assert f"{each} 0.0" in page
+
+
 def test_the_dashboard_asks_the_source_that_is_there():
     (source,) = documents("grafana/provisioning/datasources/prometheus.yml")[0]["datasources"]
     dashboard = json.loads((DEPLOY / "grafana/dashboards/asr-stream.json").read_text())
