@@ -14,6 +14,7 @@ from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Wor
 SAMPLE_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1}
 BUSY = {429, 502, 503, 504}  # HTTP statuses that pass
 MAX_MESSAGE_BYTES = 2**22
+STREAM = "/v1/stream"
 EVENTS: dict[str, type[Partial | Final | Endpoint | Closed]] = {
     "partial": Partial,
     "final": Final,
@@ -43,13 +44,14 @@ async def dial(url: str, token: str | None = None) -> ClientConnection:
     except InvalidStatus as error:
         said = json_object((error.response.body or b"").decode(errors="replace"))
         status = error.response.status_code
-        message = f"{where} refused: {said.get('message', f'HTTP {status}')}"
+        silent = f"HTTP {status}" + ("" if status in BUSY else f": is it ADDRESS{STREAM}?")
+        message = f"{where} refused: {said.get('message', silent)}"
         raise ServerError(str(said.get("code", "refused")), message, transient=status in BUSY) from error
-    except InvalidURI as error:
-        raise ServerError("bad_url", f"{where} is not an address: use ws://HOST:PORT/v1/stream") from error
     except (OSError, InvalidHandshake) as error:  # OSError: no route, no listener, or no answer in time
         message = f"cannot connect to {where} ({error}): is it running? start one with `asr-stream serve`"
         raise ServerError("unreachable", message, transient=True) from error
+    except (InvalidURI, ValueError) as error:  # the latter: its port is no number, or too great a one
+        raise ServerError("bad_url", f"{where} is not an address: use ws://HOST:PORT{STREAM}") from error
 
 
 def with_query(url: str, query: Mapping[str, object]) -> str:

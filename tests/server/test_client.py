@@ -154,9 +154,10 @@ def test_no_server_is_an_error_at_once():
         with pytest.raises(ServerError, match="is it running"):
             async with StreamClient(running.url):
                 pass
-        with pytest.raises(ServerError, match="not an address"):
-            async with StreamClient("http://127.0.0.1"):
-                pass
+        for url in ("http://127.0.0.1", "ws://127.0.0.1:99999/v1/stream"):
+            with pytest.raises(ServerError, match="not an address"):
+                async with StreamClient(url):
+                    pass
 
     asyncio.run(main())
 
@@ -176,6 +177,16 @@ def test_a_refusal_says_why(options, code):
             async with StreamClient(running.url, token="key") as client:
                 await client.close()
                 assert await listen(client) == [Closed(0, 0, 0)]
+
+    asyncio.run(main())
+
+
+def test_a_path_that_is_not_there_is_asked_about():
+    async def main():
+        async with serving() as running:
+            with pytest.raises(ServerError, match="HTTP 403: is it ADDRESS/v1/stream"):
+                async with StreamClient(running.url.removesuffix("/v1/stream")):
+                    pass
 
     asyncio.run(main())
 
