@@ -271,12 +271,7 @@ class Server(uvicorn.Server):
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             self._announce(f"listening on {scheme}://{address}/v1/stream")
             self._announce(f"a page to try it: {page}://{address}/")
-        for name in unknown_variables():
-            log.warning("%s is in the environment, and is no setting", name)
-        if settings.exposed:
-            log.warning(
-                "ANYONE on the network can use this server: set ASR_STREAM_API_KEY, or bind to 127.0.0.1"
-            )
+        warn(settings)
 
     def _announce(self, line: str) -> None:
         """For whoever has started us; among JSON lines, one of them."""
@@ -290,6 +285,14 @@ class Server(uvicorn.Server):
         await self.house.drain(hurry=lambda: self.force_exit)
         await super().shutdown(sockets)
         log.info("ended")
+
+
+def warn(settings: Settings) -> None:
+    """Tells what is probably not meant, though it may be."""
+    for name in unknown_variables():
+        log.warning("%s is in the environment, and is no setting", name)
+    if settings.exposed:
+        log.warning("ANYONE on the network can use this server: set ASR_STREAM_API_KEY, or bind to 127.0.0.1")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from server.app import LAST_FRAMES_S, create_app
+from server.app import LAST_FRAMES_S, create_app, warn
 from server.config import Settings
 from server.log import configure_logging
 from server.read_ahead import ReadAhead
@@ -45,8 +45,6 @@ RAY_ENVIRONMENT = {  # unless it says otherwise; of a Ray that we start
     "RAY_DEDUP_LOGS": "0",
 }
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5, 30
-
-log = logging.getLogger("asr_stream.server")
 
 
 class RayError(RuntimeError):
@@ -204,8 +202,7 @@ def serve(settings: Settings, build: Callable[[], "Engine"], replicas: Replicas)
         scheme = "wss" if settings.tls_cert else "ws"
         with _told_to_end() as ending:
             sys.stderr.write(f"listening on {scheme}://{settings.host}:{settings.port}/v1/stream\n")
-            if settings.exposed:
-                log.warning("ANYONE on the network can use this server: set ASR_STREAM_API_KEY")
+            warn(settings)
             ending.wait()
         tell("draining: once more to end at once")
         patience_s = settings.drain_timeout_s + 2 * LAST_FRAMES_S
