@@ -1,6 +1,6 @@
 """What the server says of itself: `/openapi.json` for HTTP, `/asyncapi.json` for the sockets."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -9,24 +9,23 @@ from starlette.routing import Route
 from server.config import Settings
 from server.dialects import Dialect
 from server.spec.asyncapi import asyncapi
-from server.spec.openapi import Document, openapi
+from server.spec.openapi import openapi
 
 
 def spec_routes(
     settings: Settings, dialects: Mapping[str, type[Dialect]], pages: Iterable[Route]
 ) -> list[Route]:
     """`/openapi.json` and `/asyncapi.json`; they tell no more than who reads README.md knows, so to anyone."""
-    documents = {
-        "/openapi.json": openapi(settings, [page.path for page in pages]),
-        "/asyncapi.json": asyncapi(settings, dialects),
-    }
-    return [Route(path, _serve(document)) for path, document in documents.items()]
+    http = JSONResponse(openapi(settings, [page.path for page in pages]))
+    sockets = asyncapi(settings, dialects)
 
+    async def tell_http(_: Request) -> Response:
+        return http
 
-def _serve(document: Document) -> Callable[[Request], Awaitable[Response]]:
-    response = JSONResponse(document)
+    async def tell_sockets(request: Request) -> Response:
+        """With the address that the client reached us by: what we listen on may be 0.0.0.0, or behind a proxy."""
+        host = request.headers.get("host", f"{settings.host}:{settings.port}")
+        protocol = "wss" if request.scope["scheme"] == "https" else "ws"
+        return JSONResponse(sockets | {"servers": {"this": {"host": host, "protocol": protocol}}})
 
-    async def serve(_: Request) -> Response:
-        return response
-
-    return serve
+    return [Route("/openapi.json", tell_http), Route("/asyncapi.json", tell_sockets)]

@@ -55,12 +55,6 @@ def asyncapi(settings: Settings, dialects: Mapping[str, type[Dialect]]) -> Docum
             "description": f"Audio in, words out while they are spoken. {limits} /openapi.json describes HTTP.",
         },
         "defaultContentType": "application/json",
-        "servers": {
-            "this": {
-                "host": f"{settings.host}:{settings.port}",
-                "protocol": "wss" if settings.tls_cert else "ws",
-            }
-        },
         "channels": channels,
         "operations": operations,
         "components": {"messages": messages},
