@@ -31,6 +31,7 @@ from streaming.events import Closed, Endpoint, Event, Final, Partial
 from tests.server.cutting import Cut, CuttingProxy
 from tests.server.fakes import BLOCK_BYTES, FakeEngine, speech, text
 from tests.server.running import Running, serving, start, until
+from tests.server.test_client import assert_one_story
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 PATIENCE_S = 1200  # of a test beside others on the same cores
@@ -149,11 +150,7 @@ def texts(events: list[Event]) -> list[str]:
 def assert_same_story(events: list[Event], undisturbed: list[Event]) -> None:
     """The same words, numbered through, each utterance ended once; partials go forward, Closed is last."""
     assert texts(events) == texts(undisturbed)
-    told = [event.utterance for event in events if isinstance(event, Final)]
-    assert told == list(range(len(told)))
-    assert [event.utterance for event in events if isinstance(event, Endpoint)] == told
-    partial_ms = [event.audio_ms for event in events if isinstance(event, Partial)]
-    assert partial_ms == sorted(set(partial_ms))
+    assert_one_story(events)
     assert isinstance(events[-1], Closed)
     assert events[-1].words == sum(len(event.words) for event in events if isinstance(event, Final))
 
