@@ -122,16 +122,12 @@ class Settings(BaseSettings):
             self._keys = _listed(self.api_key.get_secret_value().split(","))
         if self.api_key_file is not None:
             try:
-                lines = _listed(self.api_key_file.read_text(encoding="utf-8").splitlines())
+                lines = _listed(self.api_key_file.read_text(encoding="utf-8-sig").splitlines())
             except UnicodeDecodeError:
                 raise ValueError(f"{self.api_key_file} is no text: keys are one a line") from None
             self._keys += tuple(line for line in lines if not line.startswith("#"))
         if not self._keys and (self.api_key is not None or self.api_key_file is not None):
             raise ValueError(f"{'api_key' if self.api_key else self.api_key_file} holds no key")
-        if not all(key.isascii() and key.isprintable() for key in self._keys):
-            raise ValueError(
-                "keys must be of printable ASCII characters: others do not survive in HTTP's headers"
-            )
         return self
 
     @property
