@@ -15,15 +15,19 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from asr.checkpoint import Whisper
     from asr.transducer.model import Transducer
     from eval.datasets import Utterance
     from eval.document import Page
     from eval.longform import LongForm
     from server.terminal import Interruption, Show
     from streaming.engine import Engine
+    from streaming.pool import EnginePool
+    from streaming.recognizer import Recognizer
     from streaming.session import SessionOptions
 
 ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
+MOST_ENGINES = 4  # of one process: between its products each holds Python's lock
 #: Commands that live in a room: its module, with the command as `app`.
 COMMANDS = {
     "eval": "eval.command",
@@ -135,19 +139,45 @@ def build_engine(
     """
     import torch
 
-    from adapters import loading
-    from adapters.shipped import find
-    from asr.checkpoint import load
-    from asr.precision import for_serving
     from streaming.engine import Engine
-    from streaming.recognizer import Recognizer, WhisperRecognizer
-    from streaming.transducer import TransducerRecognizer
 
-    chosen = find(model, adapter)
     if threads is None and final_pass_thread:
         threads = max(1, torch.get_num_threads() - 1)  # the second pass has a core of its own
     if threads is not None:
         torch.set_num_threads(threads)
+    recognizer, base = load_models(model, adapter)
+    return Engine(recognizer, base, model, slots, final_pass_thread=final_pass_thread)
+
+
+def build_pool(
+    model: str, *, slots: int, threads: int | None = None, adapter: str | None = None
+) -> "EnginePool":
+    """What a server serves with: `threads` engines that share the weights and divide `slots`, a thread each.
+
+    `threads`: None takes the cores that torch sees, MOST_ENGINES at most. Raises as `build_engine`.
+    """
+    import torch
+
+    from streaming.engine import Engine
+    from streaming.pool import EnginePool
+
+    n = min(slots, threads or min(torch.get_num_threads(), MOST_ENGINES))
+    torch.set_num_threads(1)
+    recognizer, base = load_models(model, adapter)
+    shares = [slots // n + (i < slots % n) for i in range(n)]
+    return EnginePool([Engine(recognizer, base, model, share) for share in shares])
+
+
+def load_models(model: str, adapter: str | None) -> "tuple[Recognizer[Any], Whisper]":
+    """What hears the stream, and the unmodified model of the second pass, as they serve."""
+    from adapters import loading
+    from adapters.shipped import find
+    from asr.checkpoint import load
+    from asr.precision import for_serving
+    from streaming.recognizer import Recognizer, WhisperRecognizer
+    from streaming.transducer import TransducerRecognizer
+
+    chosen = find(model, adapter)
     base = load(chosen.base)
     recognizer: Recognizer[Any]
     if chosen.head is None:
@@ -156,7 +186,7 @@ def build_engine(
         transducer = loading.transducer(base, chosen.adapter, chosen.head)
         for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
         recognizer = TransducerRecognizer(transducer)
-    return Engine(recognizer, for_serving(base), model, slots, final_pass_thread=final_pass_thread)
+    return recognizer, for_serving(base)
 
 
 def base_of(model: str, adapter: str | None) -> str:
@@ -379,10 +409,10 @@ def serve(
     if decides_when_to_wait(settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set):
         settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
     build = partial(
-        build_engine,
+        build_pool,
         settings.model,
         slots=settings.slots,
-        threads=settings.threads,
+        threads=settings.threads or (1 if ray else None),  # a replica has the cores that Ray reserves
         adapter=settings.adapter,
     )
     if ray:

@@ -41,6 +41,7 @@ from streaming.session import SessionOptions
 
 if TYPE_CHECKING:
     from streaming.engine import Engine
+    from streaming.pool import EnginePool
 
 DIALECTS: dict[str, type[Dialect]] = {
     "/v1/stream": Native,
@@ -63,7 +64,7 @@ log = logging.getLogger("asr_stream.server")
 class House:
     """All that one server holds: the worker, the conversations, and how many more may come in."""
 
-    def __init__(self, engine: "Engine", settings: Settings) -> None:
+    def __init__(self, engine: "Engine | EnginePool", settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.worker = Worker(engine, stepped=self.metrics.stepped, warm_up=self._warm_up)
@@ -97,10 +98,10 @@ class House:
             return 0
         return self.worker.engine.free_slots - sum(connection.awaited for connection in self.connections)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, engine: "Engine") -> None:
         """Lets the model hear a clip as clients will send theirs, so that the first of them does not wait longer."""
         speech = read_audio(SPEECH)[round(SPEECH_BEGINS_S * SAMPLE_RATE) :]
-        self.worker.engine.warm_up(speech, SessionOptions(**self.terms.options()))
+        engine.warm_up(speech, SessionOptions(**self.terms.options()))
 
     async def converse(self, client: WebSocket, dialect_type: type[Dialect]) -> None:
         """One WebSocket, from the door to its end."""
@@ -193,7 +194,7 @@ class House:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def create_app(engine: "Engine", settings: Settings) -> Starlette:
+def create_app(engine: "Engine | EnginePool", settings: Settings) -> Starlette:
     """The app around `engine`; its lifespan starts and stops the worker and closes the engine.
 
     `app.state.house` is the House, for whoever ends the server and wants to drain it first.
@@ -234,7 +235,7 @@ def create_app(engine: "Engine", settings: Settings) -> Starlette:
 class Server(uvicorn.Server):
     """uvicorn, but it drains before it closes sockets, and the signal that ended it is not raised again."""
 
-    def __init__(self, engine: "Engine", settings: Settings) -> None:
+    def __init__(self, engine: "Engine | EnginePool", settings: Settings) -> None:
         app = create_app(engine, settings)
         self.house: House = app.state.house
         super().__init__(
@@ -313,7 +314,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, engine: "Engine") -> None:
+def serve(settings: Settings, engine: "Engine | EnginePool") -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns. SystemExit(2) if the address is taken."""
     configure_logging(settings.log_level, settings.log_format)
     try:

@@ -25,6 +25,7 @@ from streaming.session import Full, Session, SessionOptions
 
 if TYPE_CHECKING:
     from streaming.engine import Engine
+    from streaming.pool import EnginePool
 
 FAREWELL_S = 5.0  # for the last frames to leave, when the client does not read
 
@@ -55,7 +56,12 @@ class Connection:
     """The conversation of one accepted client, from `run`'s start to its end."""
 
     def __init__(
-        self, socket: WebSocket, dialect: Dialect, engine: "Engine", settings: Settings, metrics: Metrics
+        self,
+        socket: WebSocket,
+        dialect: Dialect,
+        engine: "Engine | EnginePool",
+        settings: Settings,
+        metrics: Metrics,
     ) -> None:
         self.id = uuid4().hex[:12]
         self._socket = socket

@@ -31,7 +31,7 @@ from server.terminal import tell
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streaming.engine import Engine
+    from streaming.pool import EnginePool
 
 NAME = "asr-stream"  # of the application and of its deployment
 SPARE_REQUESTS = 16  # besides those in slots: health, metrics, the page, refusals; what is beyond waits
@@ -123,7 +123,7 @@ def merge_metrics(pages: Mapping[str, str]) -> bytes:
     return generate_latest(Merged())
 
 
-def application(settings: Settings, build: Callable[[], "Engine"], options: Mapping[str, Any]) -> Any:
+def application(settings: Settings, build: Callable[[], "EnginePool"], options: Mapping[str, Any]) -> Any:
     """The Ray Serve application: `build` is called once in every replica."""
     from ray import serve as ray_serve
 
@@ -162,7 +162,7 @@ def application(settings: Settings, build: Callable[[], "Engine"], options: Mapp
     return ray_serve.deployment(**options)(ray_serve.ingress(app)(Replica)).bind()
 
 
-def serve(settings: Settings, build: Callable[[], "Engine"], replicas: Replicas) -> None:
+def serve(settings: Settings, build: Callable[[], "EnginePool"], replicas: Replicas) -> None:
     """Serves on the Ray cluster of RAY_ADDRESS, or on one of our own, until SIGTERM or SIGINT; drains, and returns.
 
     Raises:

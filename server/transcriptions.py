@@ -30,6 +30,7 @@ from streaming.session import Full, Session
 
 if TYPE_CHECKING:
     from streaming.engine import Engine
+    from streaming.pool import EnginePool
 
 SLOWEST_BYTES_S = 2_000  # of an upload, on average: a slot is kept for it while it comes
 FORM_BYTES = 2**16  # beside the file: a prompt, and what separates the parts
@@ -40,7 +41,9 @@ NAME_CHARACTERS = 60
 class Upload:
     """The conversation of one client that sends a file: an ASGI app, called once."""
 
-    def __init__(self, engine: "Engine", settings: Settings, terms: Terms, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: "Engine | EnginePool", settings: Settings, terms: Terms, metrics: Metrics
+    ) -> None:
         self.id = uuid4().hex[:12]
         self.awaited = True  # it may yet open its session, for which a slot is kept
         self.queue_age_s = 0.0  # its audio waits because it came at once, not because the server is slow

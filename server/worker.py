@@ -1,6 +1,6 @@
-"""The thread that owns the model: it steps the engine while there is work and sleeps while there is none.
+"""The threads that own the model, one for each engine: they step it while there is work and sleep otherwise.
 
-Sockets never wait for this thread, nor it for a socket: sessions take bytes at any time, and tell by `notify`
+Sockets never wait for these threads, nor they for a socket: sessions take bytes at any time, and tell by `notify`
 that they have something to say.
 """
 
@@ -10,44 +10,52 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from streaming.pool import EnginePool
+
 if TYPE_CHECKING:
     from streaming.engine import Engine
 
-WAIT_S = 0.1  # how long the thread sleeps at most before it looks whether it should stop
+WAIT_S = 0.1  # how long a thread sleeps at most before it looks whether it should stop
 CRASH_PAUSE_S = 0.05  # a model that always fails must not keep a core busy
 
 log = logging.getLogger("asr_stream.worker")
 
 
 class Worker:
-    """Steps `engine` in a thread of its own, from `start` to `stop`.
+    """Steps `engine`, or each of a pool, in a thread of its own, from `start` to `stop`.
 
     `stepped(seconds, rows)` is called there after every batch: its time, and how many sessions advanced;
-    `warm_up()` once, before all others.
+    `warm_up(engine)` once, before all others.
     """
 
     def __init__(
         self,
-        engine: "Engine",
+        engine: "Engine | EnginePool",
         *,
         stepped: Callable[[float, int], None] | None = None,
-        warm_up: Callable[[], None] = lambda: None,
+        warm_up: "Callable[[Engine], None]" = lambda _: None,
     ) -> None:
         self.engine = engine
         self._stepped = stepped
         self._warm_up = warm_up
-        self._warm = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        engines = engine.engines if isinstance(engine, EnginePool) else (engine,)
+        self._warm = [threading.Event() for _ in engines]
+        self._threads = [
+            threading.Thread(target=self._run, args=work, name="model", daemon=True)
+            for work in zip(engines, self._warm, strict=True)
+        ]
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     def start(self) -> None:
         """Returns once the model is warm."""
-        self._thread.start()
-        self._warm.wait()
+        for thread in self._threads:
+            thread.start()
+        for warm in self._warm:
+            warm.wait()
 
     def drain(self, timeout: float) -> bool:
         """Waits until everything received is decoded; False when `timeout` seconds were not enough."""
@@ -59,34 +67,35 @@ class Worker:
         return True
 
     def stop(self) -> None:
-        """Ends the thread after the batch at hand, and closes the engine."""
+        """Ends the threads after the batches at hand, and closes the engine."""
         self._stopping.set()
-        if self.alive:
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         self.engine.close()
 
-    def _run(self) -> None:
+    def _run(self, engine: "Engine", warm: threading.Event) -> None:
         started = time.perf_counter()
         try:
-            self._warm_up()
+            self._warm_up(engine)
             log.info("the model is warm, after %.1f s", time.perf_counter() - started)
         except Exception as error:
             log.exception("the model could not be warmed up")
-            self.engine.fail(error)
-        self._warm.set()
+            engine.fail(error)
+        warm.set()
         while not self._stopping.is_set():
             try:
-                if not self._step():
-                    self.engine.wait(WAIT_S)
+                if not self._step(engine):
+                    engine.wait(WAIT_S)
             except Exception as error:
-                log.exception("the model failed: every open session is ended")
-                self.engine.fail(error)
+                log.exception("the model failed: every session of it is ended")
+                engine.fail(error)
                 self._stopping.wait(CRASH_PAUSE_S)
 
-    def _step(self) -> bool:
-        positions = {session: session.decoded_ms for session in self.engine.sessions}
+    def _step(self, engine: "Engine") -> bool:
+        positions = {session: session.decoded_ms for session in engine.sessions}
         started = time.perf_counter()
-        if not self.engine.step():
+        if not engine.step():
             return False
         if self._stepped is not None:
             rows = sum(session.decoded_ms > before for session, before in positions.items())

@@ -56,7 +56,7 @@ def test_the_model_is_warm_before_anyone_is_served(caplog):
     engine, order = FakeEngine(), []
     stepped = queue.Queue()
     worker = Worker(
-        engine, stepped=lambda *_: stepped.put(order.append("step")), warm_up=lambda: order.append("warm")
+        engine, stepped=lambda *_: stepped.put(order.append("step")), warm_up=lambda _: order.append("warm")
     )
     engine.open(SessionOptions()).receive(speech(1, 2, 3))
     worker.start()
@@ -69,7 +69,7 @@ def test_the_model_is_warm_before_anyone_is_served(caplog):
 def test_a_model_that_cannot_be_warmed_up_is_tried_all_the_same(caplog):
     engine, told = FakeEngine(), queue.Queue()
 
-    def break_down() -> None:
+    def break_down(_) -> None:
         engine.open(SessionOptions())
         raise RuntimeError("cold")
 
