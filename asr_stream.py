@@ -364,7 +364,13 @@ def serve(
     ] = None,
     adapter: Adapter = None,
     slots: Annotated[int | None, typer.Option(help="Conversations at once.")] = None,
-    threads: Threads = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="That decode, each with its share of the slots; the cores, four at most, if not given.",
+        ),
+    ] = None,
     chunk_ms: ForOthers[int] = None,
     delay_ms: ForOthers[int] = None,
     final_pass: ForOthers[FinalPass] = None,
