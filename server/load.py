@@ -17,6 +17,7 @@ from server.dial import ServerError, dial, encode, json_object, with_query
 SAMPLE_RATE = 16_000
 PATIENCE_S = 30.0  # for the last answers, after the last chunk was due
 PING_EVERY_S = 1.0
+ARRIVALS_S = 5.0  # all at once, speakers would also stop all at once, which independent ones do not
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _Stream:
     chunk_ms: int
     patience_s: float
     spoken: deque[tuple[int, float]] = field(default_factory=deque)  # not yet answered: (end, ms; when, s)
-    lags_ms: list[float] = field(default_factory=list)
+    lags: list[tuple[float, float]] = field(default_factory=list)  # (when the chunk was due, s; lag, ms)
     pongs_ms: list[float] = field(default_factory=list)
     chunks: int = 0
     messages: int = 0
@@ -112,7 +113,8 @@ class _Stream:
                     self.error = str(message.get("code"))
                 closed = closed or message.get("type") == "closed"
                 while self.spoken and self.spoken[0][0] <= message.get("audio_ms", 0):
-                    self.lags_ms.append((now - self.spoken.popleft()[1]) * 1000)
+                    due = self.spoken.popleft()[1]
+                    self.lags.append((due, (now - due) * 1000))
         except ConnectionClosed:
             pass  # the server's error, if it told one, is noted
         if not closed and self.error is None:
@@ -131,19 +133,21 @@ async def run_load(
 ) -> LoadReport:
     """Speaks to the server at `url` with `streams` clients for `seconds`, over and over the given recordings.
 
-    samples_list: float32 mono 16 kHz, (n,) each; stream i speaks recording i mod their number. The clients
-    start spread over one chunk, as independent speakers are. `patience_s` after its last chunk a client gives up.
+    samples_list: float32 mono 16 kHz, (n,) each; stream i speaks recording i mod their number. The clients come
+    one after another within a quarter of the time, ARRIVALS_S at most, and go likewise; lags are those of chunks
+    that were due while all of them spoke. `patience_s` after its last chunk a client gives up.
     """
+    arrivals_s = min(ARRIVALS_S, seconds / 4)
+    started = time.monotonic()
     clients = [_Stream(chunk_ms, patience_s) for _ in range(streams)]
     await asyncio.gather(
         *(
-            client.run(
-                url, token, samples_list[i % len(samples_list)], seconds, i * chunk_ms / 1000 / streams
-            )
+            client.run(url, token, samples_list[i % len(samples_list)], seconds, i * arrivals_s / streams)
             for i, client in enumerate(clients)
         )
     )
-    lags_ms = np.array([lag for client in clients for lag in client.lags_ms])
+    answered = [answer for client in clients for answer in client.lags]
+    lags_ms = np.array([lag for due, lag in answered if arrivals_s <= due - started <= seconds])
     pongs_ms = np.array([pong for client in clients for pong in client.pongs_ms])
     p50, p95, longest = _quantiles(lags_ms, 0.5, 0.95, 1.0)
     pong_p95, slowest_pong = _quantiles(pongs_ms, 0.95, 1.0)
@@ -151,7 +155,7 @@ async def run_load(
         streams=streams,
         seconds=seconds,
         chunks=sum(client.chunks for client in clients),
-        answered=lags_ms.size,
+        answered=len(answered),
         lag_p50_ms=p50,
         lag_p95_ms=p95,
         lag_max_ms=longest,
