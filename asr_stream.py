@@ -494,12 +494,12 @@ def list_models() -> None:
     from urllib.parse import urlsplit
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from adapters.shipped import find, shipped, transducers
     from asr.weights import catalogue, locate
 
-    table = Table("model", "MB", "from", "cached", "adapter")
+    table = Table(Column("model", no_wrap=True), "MB", "from", "cached", "adapter")
     for model in catalogue():
         table.add_row(
             model.name,
@@ -511,7 +511,7 @@ def list_models() -> None:
     for name in transducers():
         added = find(name)
         n_bytes = sum(file.stat().st_size for file in added.files)
-        table.add_row(name, f"{n_bytes / 1e6:.0f}", f"this project, on {added.base}", "with it", "shipped")
+        table.add_row(name, f"{n_bytes / 1e6:.0f}", f"this project, on {added.base}", "with it", "experiment")
     Console().print(table)
 
 
