@@ -308,7 +308,7 @@ def folder(model: Transducer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (trunk / file).write_text("{}")
     encoder = model.trunk.encoder
     monkeypatch.setattr(checkpoint, "load", lambda name: name)
-    monkeypatch.setattr(loading, "transducer", lambda base, trunk, head, dtype: load_head(encoder, head))
+    monkeypatch.setattr(loading, "transducer", lambda base, trunk, head: load_head(encoder, head))
     return folder
 
 
