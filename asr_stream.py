@@ -154,14 +154,15 @@ def build_pool(
 ) -> "EnginePool":
     """What a server serves with: `threads` engines that share the weights and divide `slots`, a thread each.
 
-    `threads`: None takes the cores that torch sees, MOST_ENGINES at most. Raises as `build_engine`.
+    `threads`: None takes the cores that torch sees, less one for second passes, MOST_ENGINES at most. Raises as
+    `build_engine`.
     """
     import torch
 
     from streaming.engine import Engine
     from streaming.pool import EnginePool
 
-    n = min(slots, threads or min(torch.get_num_threads(), MOST_ENGINES))
+    n = min(slots, threads or max(1, min(torch.get_num_threads() - 1, MOST_ENGINES)))
     torch.set_num_threads(1)
     recognizer, base = load_models(model, adapter)
     shares = [slots // n + (i < slots % n) for i in range(n)]
@@ -368,7 +369,7 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="That decode, each with its share of the slots; the cores, four at most, if not given.",
+            help="That decode, each with its share of the slots; the cores less one if not given, at most four.",
         ),
     ] = None,
     chunk_ms: ForOthers[int] = None,

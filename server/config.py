@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     model: str = "tiny.en"
     adapter: str | None = None  # a folder; None takes the shipped one
     slots: int = Field(32, ge=1)  # conversations at once
-    threads: int | None = Field(None, ge=1)  # that decode, each with its share of the slots; None: the cores
+    threads: int | None = Field(
+        None, ge=1
+    )  # that decode, each with its share of the slots; None: the cores less one
     chunk_ms: int = Field(300, ge=100, le=1000, multiple_of=20)  # unless the client asks otherwise
     final_pass: Literal["full", "none"] = "full"
     delay_ms: int = Field(DEFAULT_DELAY_MS, ge=DELAY_MS[0], le=DELAY_MS[1], multiple_of=20)
