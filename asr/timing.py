@@ -94,7 +94,8 @@ def token_frames(scores: Tensor, n_frames: int) -> tuple[list[int], list[int]]:
     half = MEDIAN_WIDTH // 2
     if n_frames > half:
         padded = torch.nn.functional.pad(weights, (half, half), mode="reflect")
-        weights = _medians(padded.unfold(-1, MEDIAN_WIDTH, 1))
+        windows = padded.unfold(-1, MEDIAN_WIDTH, 1)
+        weights = torch.stack([_medians(head) for head in windows])  # one head stays in a core's cache
     return monotone_path(weights.mean(dim=0))
 
 
@@ -118,16 +119,13 @@ def monotone_path(gain: Tensor) -> tuple[list[int], list[int]]:
     """
     u, n_frames = gain.shape
     cost = (-gain).cpu().double().numpy()
-    total = torch.full((u + 1, n_frames + 1), torch.inf, dtype=torch.float64).numpy()
+    total = np.full((u + 1, n_frames + 1), np.inf)
     total[0, 0] = 0
-    # Cells of one anti-diagonal do not depend on each other.
-    for diagonal in range(2, u + n_frames + 1):
-        i = torch.arange(max(1, diagonal - n_frames), min(u, diagonal - 1) + 1).numpy()
-        j = diagonal - i
-        best = total[i - 1, j - 1]
-        best = best.clip(max=total[i, j - 1])
-        best = best.clip(max=total[i - 1, j])
-        total[i, j] = cost[i - 1, j - 1] + best
+    # A row at once: stepping on through it from the best place to enter is a running minimum over running sums.
+    for i in range(1, u + 1):
+        entered = np.minimum(total[i - 1, :-1], total[i - 1, 1:])
+        sums = np.cumsum(cost[i - 1])
+        total[i, 1:] = sums + np.minimum.accumulate(entered - (sums - cost[i - 1]))
     first, behind = [0] * u, [0] * u
     token, frame = u, n_frames
     while token > 0 and frame > 0:
