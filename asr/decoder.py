@@ -138,7 +138,13 @@ class Decoder(nn.Module):
     def logits(
         self, tokens: Tensor, state: DecoderState, rows: Tensor, audio_rows: Tensor | None = None
     ) -> Tensor:
-        """Appends `tokens` (B, u) and returns the logits (B, u, V) of what follows each of them.
+        """(B, u) -> (B, u, V): `hidden`, and what follows each token."""
+        return self.project(self.hidden(tokens, state, rows, audio_rows)).float()
+
+    def hidden(
+        self, tokens: Tensor, state: DecoderState, rows: Tensor, audio_rows: Tensor | None = None
+    ) -> Tensor:
+        """Appends `tokens` (B, u) and returns their hidden states (B, u, d), which `project` turns into logits.
 
         Every token sees all audio heard so far. A row with fewer than u tokens is padded on the right
         and rewound by the caller: later positions never influence earlier ones.
@@ -161,4 +167,4 @@ class Decoder(nn.Module):
             heads = limit_cross_attention(q, state.audio.k[i], state.audio.v[i], audio_rows, audio_limits)
             x = block.feed(x + block.cross_attn.merge(heads))
         state.text.advance(rows, tokens.shape[1])
-        return self.project(self.ln(x)).float()
+        return self.ln(x)
