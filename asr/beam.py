@@ -192,17 +192,18 @@ class BeamSearch(Search):
                 text_rows.append(branch.row)
                 audio_rows.append(slot)
                 starts.append(base - 1 - start)
-        logits = self._feed(feeds, state, torch.tensor(text_rows), torch.tensor(audio_rows))
+        logits = self._feed(feeds, starts, state, torch.tensor(text_rows), torch.tensor(audio_rows))
         normalisers = logits.logsumexp(-1).tolist()
         i = 0
         for beam in beams:
             held: dict[tuple[int, ...], _Branch] = {}  # cut back, two may have become one
             for branch in beam.open:
-                path = self._holding(beam, branch, logits[i, starts[i] :], normalisers[i][starts[i] :])
+                behind = i + len(branch.path) + 1
+                path = self._holding(beam, branch, logits[i:behind], normalisers[i:behind])
                 cache.lengths[branch.row] -= len(branch.path) - len(path)
-                branch = replace(branch, path=path, logits=logits[i, starts[i] + len(path)])
+                branch = replace(branch, path=path, logits=logits[i + len(path)])
                 held.setdefault(branch.tokens, branch)
-                i += 1
+                i = behind
             beam.open = sorted(held.values(), key=lambda branch: -branch.score)
 
     def _holding(
@@ -240,7 +241,8 @@ class BeamSearch(Search):
             return False
         feeds = [[branch.path[-1].token] for _, branch in going]
         text_rows = torch.tensor([branch.row for _, branch in going])
-        logits = self._feed(feeds, state, text_rows, torch.tensor([slot for slot, _ in going]))[:, 0]
+        audio_rows = torch.tensor([slot for slot, _ in going])
+        logits = self._feed(feeds, [0] * len(feeds), state, text_rows, audio_rows)
         for slot in ways:
             slots[slot].open = []
         for (slot, branch), own in zip(going, logits, strict=True):

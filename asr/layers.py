@@ -11,23 +11,37 @@ from kernels.masked_attention import masked_attention
 class Linear(nn.Linear):
     """A linear layer that meets few numbers of rows, see `linear`."""
 
+    packed: Tensor | None = None  # the weight once more, as oneDNN multiplies it; not in the state dict
+
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self.packed)
+
+    def pack(self) -> None:
+        """Lays the weight out for this CPU, which each product does anew otherwise; it must not change then.
+
+        In bfloat16: products of few rows take half the time, and stay the same to the bit.
+        """
+        assert self.weight.dtype == torch.bfloat16
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), None)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
     """`F.linear`, x (..., K) and weight (N, K) -> (..., N), padded to one of few numbers of rows.
 
-    In bfloat16 on a CPU, for the reason that `padded` gives.
+    In bfloat16 on a CPU, for the reason that `padded` gives; `packed` is the weight as oneDNN wants it.
     """
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return F.linear(x, weight, bias)
     rows = x.flatten(0, -2)
     missing = padded(len(rows)) - len(rows)
-    if not missing:
-        return F.linear(x, weight, bias)
-    y = F.linear(F.pad(rows, (0, 0, 0, missing)), weight, bias)
-    return y[: len(rows)].unflatten(0, x.shape[:-1])
+    if missing:
+        rows = F.pad(rows, (0, 0, 0, missing))
+    if packed is None:
+        y = F.linear(rows, weight, bias)
+    else:
+        y = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return y[: len(y) - missing].unflatten(0, x.shape[:-1])
 
 
 class LayerNorm(nn.LayerNorm):
@@ -49,6 +63,18 @@ class Attention(nn.Module):
         self.key = Linear(width, width, bias=False)
         self.value = Linear(width, width)
         self.out = Linear(width, width)
+        self.joined: Linear | None = None  # queries, keys and values as one product; not in the state dict
+
+    def join(self) -> None:
+        """Makes one product of the three that read the same input; their weights must not change then."""
+        parts = (self.query, self.key, self.value)
+        weight = torch.cat([part.weight.detach() for part in parts])
+        self.joined = Linear(weight.shape[1], len(weight), device=weight.device, dtype=weight.dtype)
+        none = torch.zeros_like(self.query.bias)  # keys have no bias
+        self.joined.weight = nn.Parameter(weight, requires_grad=False)
+        self.joined.bias = nn.Parameter(
+            torch.cat([part.bias if part.bias is not None else none for part in parts]), requires_grad=False
+        )
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, H, T, D)"""
@@ -62,7 +88,10 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What attention of x (B, T, d) to itself needs, (B, H, T, D) each."""
-        return self.queries(x), *self.keys_values(x)
+        if self.joined is None:
+            return self.queries(x), *self.keys_values(x)
+        q, k, v = self.joined(x).chunk(3, dim=-1)
+        return self.split(q), self.split(k), self.split(v)
 
     def merge(self, heads: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, T, d)"""

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from asr.decoder import Decoder
+from asr.layers import Block, Linear
 from kernels.int8_linear import int8_linear, pack, supported
+from kernels.peaks import near_peaks
 
 M = TypeVar("M", bound=nn.Module)
 NEAR = 1.0  # logits below the best one; integers are off by a few hundredths
@@ -26,7 +28,20 @@ def for_serving(model: M) -> M:
         if isinstance(decoder, Decoder) and supported():
             decoder.unembedding = Int8Unembedding(decoder.token_embedding)
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return model.to(torch.bfloat16 if native else torch.float32)
+    if not native:
+        return model.to(torch.float32)
+    lay_out(model.to(torch.bfloat16))
+    return model
+
+
+def lay_out(model: nn.Module) -> None:
+    """Fewer and quicker products of the same numbers, on a CPU and in bfloat16."""
+    for module in list(model.modules()):
+        if isinstance(module, Block):
+            module.attn.join()
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.pack()
 
 
 class Int8Unembedding(nn.Module):
@@ -44,7 +59,7 @@ class Int8Unembedding(nn.Module):
         """(..., d) -> (..., V) float32"""
         logits = int8_linear(hidden, self._weight)
         rows = logits.view(-1, logits.shape[-1])
-        row, token = (rows > rows.amax(1, keepdim=True) - NEAR).nonzero(as_tuple=True)
+        row, token = near_peaks(rows, NEAR)
         exact = hidden.flatten(0, -2)[row].float() * self._embedding.weight[token].float()
         rows[row, token] = exact.sum(1)
         return logits

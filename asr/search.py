@@ -15,6 +15,7 @@ from torch import Tensor
 from asr.biasing import Hotwords
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder, DecoderState
+from kernels.peaks import log_sum_exp, peaks
 
 #: Runs of tokens that stand in a row more often than this are loops and not speech, as "no, no, no, no" may be.
 MAX_REPEATS = 3  # of a phrase
@@ -22,7 +23,7 @@ MAX_WORD_REPEATS = 8  # of one or two tokens
 LONGEST_LOOP = 8  # tokens
 FED_AGAIN = 3  # tokens of a prefix
 
-Scores = tuple[Tensor, Tensor]  # logits and log-probabilities (V,) of one row's next token
+NONE = -1  # where no token is asked about
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,17 @@ class Row:
 
     def hypothesis(self) -> Hypothesis:
         return Hypothesis(tuple(self.tokens), tuple(self.logprobs), tuple(self.frames), self.stable)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the decoder makes of one position: the token that should stand there, and one that is asked about."""
+
+    best: int
+    best_logit: float
+    best_logprob: float
+    logit: float
+    logprob: float  # as all log-probabilities without the favour of hotwords
 
 
 @dataclass(frozen=True)
@@ -144,17 +156,31 @@ class Search(ABC):
         return self.hypotheses(state, rows)
 
     def _feed(
-        self, feeds: list[list[int]], state: SearchState, rows: Tensor, audio_rows: Tensor | None = None
+        self,
+        feeds: list[list[int]],
+        starts: list[int],
+        state: SearchState,
+        rows: Tensor,
+        audio_rows: Tensor | None = None,
     ) -> Tensor:
-        """Runs the decoder over rows of different numbers of tokens; (B, u, V) with EOT the last id."""
+        """Runs the decoder over rows of different numbers of tokens, and tells what follows those from `starts` on.
+
+        Returns:
+            (n, V) logits with EOT the last id, those of the first row first.
+        """
         longest = max(map(len, feeds))
         padded = torch.tensor([feed + [0] * (longest - len(feed)) for feed in feeds])
-        logits = self.decoder.logits(
+        hidden = self.decoder.hidden(
             padded.to(self.decoder.ln.weight.device), state.decoder, rows, audio_rows
         )
         state.decoder.text.rewind(rows, torch.tensor([longest - len(feed) for feed in feeds]))
-        logits = logits[..., : self.vocabulary.eot + 1]
-        logits[..., self._suppress] = -torch.inf
+        asked = [
+            i * longest + j
+            for i, (feed, start) in enumerate(zip(feeds, starts, strict=True))
+            for j in range(start, len(feed))
+        ]
+        logits = self.decoder.project(hidden.flatten(0, 1)[asked]).float()[:, : self.vocabulary.eot + 1]
+        logits[:, self._suppress] = -torch.inf
         return logits
 
     @staticmethod
@@ -189,60 +215,76 @@ class GreedySearch(Search):
             stream.stable = max(stream.stable, len(stream.tokens) - self.unsettled)
         return self.hypotheses(state, rows), state
 
-    def _rescore(self, state: SearchState, rows: Tensor) -> dict[int, Scores]:
-        """Feeds the unsettled tokens again; returns each row's scores of its next token."""
+    def _rescore(self, state: SearchState, rows: Tensor) -> dict[int, Judged]:
+        """Feeds the unsettled tokens again; returns what is made of each row's next token."""
         cache = state.decoder.text
-        feeds, first_checked = [], []
+        feeds, starts = [], []
         for row in rows.tolist():
             stream = state.rows[row]
-            prefix, checked = len(stream.prefix), stream.stable
-            # The logits that judge token `checked` come from the position before it.
             start = self._first_fed(stream, int(cache.lengths[row]))
             cache.lengths[row] = start
             feeds.append([*stream.prefix, *stream.tokens][start:])
-            first_checked.append(prefix + checked - 1 - start)
-        logits = self._feed(feeds, state, rows)
-        logprobs = logits.log_softmax(-1)
+            # The logits that judge the first unsettled token come from the position before it.
+            starts.append(len(stream.prefix) + stream.stable - 1 - start)
+        logits = self._feed(feeds, starts, state, rows)
+        streams = [state.rows[row] for row in rows.tolist()]
+        asked = [
+            (stream, n, stream.tokens[n] if n < len(stream.tokens) else NONE)
+            for stream in streams
+            for n in range(stream.stable, len(stream.tokens) + 1)
+        ]
+        judged = iter(_judge(logits, asked))
         waiting = {}
-        for i, row in enumerate(rows.tolist()):
-            stream, position = state.rows[row], first_checked[i]
-            for j in range(stream.stable, len(stream.tokens)):
-                token = stream.tokens[j]
-                favoured = stream.favour(logits[i, position], stream.tokens[:j])
-                logit = float(favoured[token])
-                if logit < stream.logits[j] and best(favoured) != token:
+        for row, stream in zip(rows.tolist(), streams, strict=True):
+            *unsettled, waiting[row] = [next(judged) for _ in range(stream.stable, len(stream.tokens) + 1)]
+            for j, place in enumerate(unsettled, stream.stable):
+                if place.logit < stream.logits[j] and place.best != stream.tokens[j]:
                     cache.lengths[row] -= len(stream.tokens) - j
                     stream.cut(j)
+                    waiting[row] = place
                     break
-                stream.logits[j] = logit
-                stream.logprobs[j] = float(logprobs[i, position, token])
-                position += 1
-            waiting[row] = (logits[i, position], logprobs[i, position])
+                stream.logits[j], stream.logprobs[j] = place.logit, place.logprob
         return waiting
 
-    def _extend(self, waiting: dict[int, Scores], state: SearchState) -> dict[int, Scores]:
+    def _extend(self, waiting: dict[int, Judged], state: SearchState) -> dict[int, Judged]:
         """Appends one token to every row whose best continuation is not EOT."""
         going = []
-        for row, (logits, logprobs) in waiting.items():
-            stream = state.rows[row]
-            favoured = stream.favour(logits, stream.tokens)
-            token = best(favoured)
+        for row, place in waiting.items():
+            stream, token = state.rows[row], place.best
             full = self._full(len(stream.tokens))
             if token == self.vocabulary.eot or is_loop([*stream.tokens, token]) or full:
                 continue
             frame = int(state.decoder.audio.lengths[row])
-            stream.push(token, float(favoured[token]), float(logprobs[token]), frame)
+            stream.push(token, place.best_logit, place.best_logprob, frame)
             going.append(row)
         if not going:
             return {}
-        fed = self._feed([state.rows[row].tokens[-1:] for row in going], state, torch.tensor(going))[:, 0]
-        return dict(zip(going, zip(fed, fed.log_softmax(-1), strict=True), strict=True))
+        streams = [state.rows[row] for row in going]
+        feeds = [stream.tokens[-1:] for stream in streams]
+        logits = self._feed(feeds, [0] * len(going), state, torch.tensor(going))
+        asked = [(stream, len(stream.tokens), NONE) for stream in streams]
+        return dict(zip(going, _judge(logits, asked), strict=True))
 
 
-def best(scores: Tensor) -> int:
-    """The index of the largest of (V,): torch's own argmax is not vectorised, and takes twice as long."""
-    places = (scores == scores.amax()).nonzero()
-    return int(places[0]) if len(places) else int(scores.argmax())  # NaN equals nothing
+def _judge(logits: Tensor, asked: list[tuple[Row, int, int]]) -> list[Judged]:
+    """What (n, V) logits say: of each the stream, how many tokens stand before it, and the token asked about."""
+    favoured = logits
+    if any(stream.hotwords for stream, _, _ in asked):
+        heard = zip(logits, asked, strict=True)
+        favoured = torch.stack([stream.favour(own, stream.tokens[:n]) for own, (stream, n, _) in heard])
+    best_logits, best = peaks(favoured)
+    tokens = torch.tensor([token for _, _, token in asked], device=best.device)
+    tokens = torch.where(tokens == NONE, best, tokens)
+    every = torch.arange(len(asked), device=best.device)
+    normalisers = log_sum_exp(logits, best)
+    columns = (
+        best_logits,
+        logits[every, best] - normalisers,
+        favoured[every, tokens],
+        logits[every, tokens] - normalisers,
+    )
+    figures = torch.stack(columns, dim=1).tolist()  # all at once: from a GPU each transfer is a wait
+    return [Judged(token, *row) for token, row in zip(best.tolist(), figures, strict=True)]
 
 
 def is_loop(tokens: list[int]) -> bool:

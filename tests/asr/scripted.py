@@ -44,7 +44,7 @@ class ScriptedDecoder:
         state.audio.write(0, rows, features[:, None], features[:, None])
         state.audio.advance(rows, features.shape[1])
 
-    def logits(
+    def hidden(
         self, tokens: Tensor, state: DecoderState, rows: Tensor, audio_rows: Tensor | None = None
     ) -> Tensor:
         audio_rows = rows if audio_rows is None else audio_rows
@@ -61,6 +61,11 @@ class ScriptedDecoder:
                 text = said[len(PREFIX) : before[i] + t + 1]
                 out[i, t, : EOT + 1] = torch.tensor(self.script(text, heard))
         return out
+
+    @staticmethod
+    def project(hidden: Tensor) -> Tensor:
+        """What the script tells are logits already."""
+        return hidden
 
 
 @dataclass(frozen=True)

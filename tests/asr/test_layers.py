@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asr.checkpoint import Whisper
-from asr.layers import linear
+from asr.layers import Attention, Linear, linear
+from asr.precision import lay_out
 from kernels.int8_linear import padded
 
-PRODUCTS = {"aten.mm": 0, "aten.addmm": 1, "aten.bmm": 0}  # which argument has the rows
+#: which argument has the rows
+PRODUCTS = {"aten.mm": 0, "aten.addmm": 1, "aten.bmm": 0, "mkldnn._linear_pointwise": 0}
 
 
 class Rows(TorchDispatchMode):
@@ -46,8 +48,33 @@ def test_padding_changes_nothing(shape: tuple[int, ...]) -> None:
 
 
 @torch.no_grad()
-def test_words_of_any_length_meet_few_shapes(make_tiny: Callable[[int], Whisper]) -> None:
+@pytest.mark.parametrize("rows", [(7,), (1, 30), (2, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_weight_is_the_same_weight(rows: tuple[int, ...], bias: bool) -> None:
+    layer = Linear(64, 96, bias=bias).to(torch.bfloat16)
+    x = torch.randn(*rows, 64, dtype=torch.bfloat16)
+    expected = layer(x)
+    names = set(layer.state_dict())
+    layer.pack()
+    torch.testing.assert_close(layer(x), expected)
+    assert set(layer.state_dict()) == names
+
+
+@torch.no_grad()
+def test_joined_products_are_the_three() -> None:
+    attention, x = Attention(64, 2), torch.randn(3, 5, 64)
+    expected = attention.queries_keys_values(x)
+    attention.join()
+    for joined, own in zip(attention.queries_keys_values(x), expected, strict=True):
+        torch.testing.assert_close(joined, own)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("serving", [False, True])
+def test_words_of_any_length_meet_few_shapes(make_tiny: Callable[[int], Whisper], serving: bool) -> None:
     model = make_tiny(3).to(torch.bfloat16)
+    if serving:
+        lay_out(model)
     decoder, row = model.decoder, torch.tensor([0])
     state = decoder.init_state(1)
     features = torch.randn(1, 40, 64, dtype=torch.bfloat16)
