@@ -45,8 +45,16 @@ class KVCache:
 
     def write(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
         """Puts k, v (B, H, t, D) behind the current length of each of `rows` (B,)."""
+        self.put(layer, rows, self.room(rows, k.shape[2]), k, v)
+
+    def room(self, rows: Tensor, n: int) -> Tensor:
+        """(B,) where the next `n` entries of each row go, which has room for them."""
         start = self.lengths[rows]
-        assert int(start.max()) + k.shape[2] <= self.capacity, f"row {int(rows[start.argmax()])} is full"
+        assert int(start.max()) + n <= self.capacity, f"row {int(rows[start.argmax()])} is full"
+        return start
+
+    def put(self, layer: int, rows: Tensor, start: Tensor, k: Tensor, v: Tensor) -> None:
+        """`write` to where `room` said; `rows` and `start` lie on the device, and the host is asked nothing."""
         slot_append(self.k[layer], self.v[layer], rows, start, k, v)
 
     def advance(self, rows: Tensor, n: Tensor | int) -> None:

@@ -5,7 +5,7 @@ keys and values. Both caches can be rewound. Rows are streams and may be at diff
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.cache import KVCache
+from asr.captured import Graphs, rounded
 from asr.layers import CrossBlock, linear
 from asr.weights import Dims
 from kernels.int8_linear import padded
@@ -25,6 +26,10 @@ class DecoderState:
 
     audio: KVCache  # cross-attention, one entry per encoder frame
     text: KVCache  # self-attention, one entry per token
+    graphs: Graphs = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graphs", Graphs(self.text.k.device))
 
 
 class Decoder(nn.Module):
@@ -131,9 +136,14 @@ class Decoder(nn.Module):
     def listen(self, features: Tensor, state: DecoderState, rows: Tensor, replaced: int = 0) -> None:
         """Appends encoder frames (B, T, d) to what `rows` (B,) have heard, the newest `replaced` frames dropped."""
         state.audio.rewind(rows, replaced)
+        if n := features.shape[1]:
+            state.graphs(self._listen, state, [features], [rows, state.audio.room(rows, n)])
+            state.audio.advance(rows, n)
+
+    def _listen(self, state: DecoderState, features: Tensor, rows: Tensor, start: Tensor) -> Tensor:
         for i, (k, v) in enumerate(self.keys_values(features)):
-            state.audio.write(i, rows, k, v)
-        state.audio.advance(rows, features.shape[1])
+            state.audio.put(i, rows, start, k, v)
+        return start
 
     def logits(
         self, tokens: Tensor, state: DecoderState, rows: Tensor, audio_rows: Tensor | None = None
@@ -150,21 +160,39 @@ class Decoder(nn.Module):
         and rewound by the caller: later positions never influence earlier ones.
 
         Args:
+            tokens: on the host, wherever the model is.
             rows: (B,) rows of the text.
             audio_rows: (B,) what each of them listens to, where several texts are made of the same audio.
         """
         audio_rows = rows if audio_rows is None else audio_rows
-        before = state.text.lengths[rows]
-        positions = before[:, None] + torch.arange(tokens.shape[1])  # (B, u)
-        audio_limits = state.audio.lengths[audio_rows][:, None].expand_as(positions)
-        x = self.token_embedding(tokens) + self.positional_embedding[positions.to(tokens.device)]
+        n, start = tokens.shape[1], state.text.room(rows, tokens.shape[1])
+        if state.graphs.device.type != "cpu":  # padded likewise, so that there are few shapes
+            most = state.text.capacity - int(start.max())
+            tokens = F.pad(tokens, (0, min(rounded(n), most) - n))
+        numbers = [tokens, rows, audio_rows, start, state.audio.lengths[audio_rows]]
+        hidden = state.graphs(self._hidden, state, [], numbers)
+        state.text.advance(rows, n)
+        return hidden[:, :n]
+
+    def _hidden(
+        self,
+        state: DecoderState,
+        tokens: Tensor,
+        rows: Tensor,
+        audio_rows: Tensor,
+        start: Tensor,
+        heard: Tensor,
+    ) -> Tensor:
+        """`hidden` of tokens that stand at `start` (B,) of their rows, when `heard` (B,) frames have come."""
+        positions = start[:, None] + torch.arange(tokens.shape[1], device=start.device)  # (B, u)
+        audio_limits = heard[:, None].expand_as(positions)
+        x = self.token_embedding(tokens) + self.positional_embedding[positions]
         for i, block in enumerate(self.blocks):
             q, k, v = block.attn.queries_keys_values(block.attn_ln(x))
-            state.text.write(i, rows, k, v)
+            state.text.put(i, rows, start, k, v)
             heads = limit_cross_attention(q, state.text.k[i], state.text.v[i], rows, positions + 1)
             x = x + block.attn.merge(heads)
             q = block.cross_attn.queries(block.cross_attn_ln(x))
             heads = limit_cross_attention(q, state.audio.k[i], state.audio.v[i], audio_rows, audio_limits)
             x = block.feed(x + block.cross_attn.merge(heads))
-        state.text.advance(rows, tokens.shape[1])
         return self.ln(x)

@@ -11,7 +11,7 @@ end one frame before each multiple of the block size: when the k-th chunk of aud
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.cache import KVCache
+from asr.captured import Graphs
+from asr.device import upload
 from asr.layers import Block, sinusoids
 from asr.weights import Dims
 from kernels.block_causal_attention import block_causal_attention
@@ -48,8 +50,9 @@ class ConvEdges:
 
     def reset(self, rows: Tensor) -> None:
         """Makes `rows` equal to fresh ones."""
-        self.mel[rows] = 0
-        self.conv[rows] = 0
+        at = upload(rows, self.mel.device)
+        self.mel[at] = 0
+        self.conv[at] = 0
         self.mel_fill[rows] = 1
         self.conv_fill[rows] = 1
 
@@ -67,6 +70,10 @@ class EncoderState:
     chunk: Tensor  # (S,) int64, frames per chunk of each stream
     block: Tensor  # (S,) int64, frames per block (tau): whole chunks, LEAST_BLOCK at least
     cache: KVCache  # of all complete chunks, the recent ones included
+    graphs: Graphs = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graphs", Graphs(self.cache.k.device))
 
 
 class Encoder(nn.Module):
@@ -173,57 +180,69 @@ class Encoder(nn.Module):
         chunk, fill, replaced, _ = self.phase(state, int(rows[0]))
         assert len({self.phase(state, row) for row in rows.tolist()}) == 1, "rows must be in the same phase"
         x = self.convolve(mel, state.edges, rows)
-        x = torch.cat([state.pending[rows, :fill], x], dim=1)
+        at = upload(rows, x.device)
+        x = torch.cat([state.pending[at, :fill], x], dim=1)
         # The first chunk of a stream is one frame short (FRAME_LOOKAHEAD).
         features, done, size = x[:, :0], 0, chunk if replaced else chunk - FRAME_LOOKAHEAD
         while x.shape[1] - done >= max(size, 1):
             if size:
                 again = int(state.recent_fill[rows[0]])
-                encoded = self._encode_chunk(x[:, done : done + size], state, rows)
+                encoded = self._encode_chunk(x[:, done : done + size], state, rows, at)
                 features = torch.cat([features[:, : features.shape[1] - again], encoded], dim=1)
             done, size = done + size, chunk
         rest = x[:, done:]
-        state.pending[rows, : rest.shape[1]] = rest
+        state.pending[at, : rest.shape[1]] = rest
         state.pending_fill[rows] = rest.shape[1]
         return features, replaced if features.shape[1] else 0, state
 
     def convolve(self, mel: Tensor, edges: ConvEdges, rows: Tensor) -> Tensor:
         """(B, 80, t) -> (B, T, d): both convolutions over carried edges, without padding."""
-        mel = _with_edge(mel.to(self.conv1.weight.dtype), edges.mel, edges.mel_fill, rows)
+        at = upload(rows, mel.device)
+        mel = _with_edge(mel.to(self.conv1.weight.dtype), edges.mel, edges.mel_fill, rows, at)
         x = mel.new_zeros(len(rows), self.dims.n_audio_state, 0)
         if mel.shape[2] >= 3:
             x = F.gelu(F.conv1d(mel, self.conv1.weight, self.conv1.bias))
-        _keep_edge(mel, mel.shape[2] - x.shape[2], edges.mel, edges.mel_fill, rows)
-        x = _with_edge(x, edges.conv, edges.conv_fill, rows)
+        _keep_edge(mel, mel.shape[2] - x.shape[2], edges.mel, edges.mel_fill, rows, at)
+        x = _with_edge(x, edges.conv, edges.conv_fill, rows, at)
         n_frames = max(0, (x.shape[2] - 1) // 2)
         y = x.new_zeros(len(rows), 0, self.dims.n_audio_state)
         if n_frames:
             y = F.gelu(F.conv1d(x, self.conv2.weight, self.conv2.bias, stride=2)).transpose(1, 2)
-        _keep_edge(x, x.shape[2] - 2 * n_frames, edges.conv, edges.conv_fill, rows)
+        _keep_edge(x, x.shape[2] - 2 * n_frames, edges.conv, edges.conv_fill, rows, at)
         return y
 
-    def _encode_chunk(self, x: Tensor, state: EncoderState, rows: Tensor) -> Tensor:
-        """The recent frames again and a chunk behind them (B, T, d), through all layers: the features of both."""
+    def _encode_chunk(self, x: Tensor, state: EncoderState, rows: Tensor, at: Tensor) -> Tensor:
+        """The recent frames again and a chunk behind them (B, T, d), through all layers: the features of both.
+
+        Args:
+            rows, at: (B,) the same rows on the host and on the device.
+        """
         cache, again = state.cache, int(state.recent_fill[rows[0]])
-        x = torch.cat([state.recent[rows, :again], x], dim=1)
+        x = torch.cat([state.recent[at, :again], x], dim=1)
         cache.rewind(rows, again)
         # Where the chunk completes a block, the block before it has now been seen with what follows.
         complete = bool((cache.lengths[rows[0]] + x.shape[1] + FRAME_LOOKAHEAD) % state.block[rows[0]] == 0)
         settled = int(state.newest_fill[rows[0]]) if complete else 0
         recent = x[:, settled:]
-        state.recent[rows, : recent.shape[1]] = recent
+        state.recent[at, : recent.shape[1]] = recent
         state.recent_fill[rows] = recent.shape[1]
         if complete:
             state.newest_fill[rows] = recent.shape[1]
-        before = cache.lengths[rows]
-        positions = before[:, None] + torch.arange(x.shape[1])
-        x = x + self.positional_embedding[positions.to(x.device)]
+        start = cache.room(rows, x.shape[1])
+        features = state.graphs(self._layers, state.cache, [x], [rows, start])
+        cache.advance(rows, x.shape[1])
+        return features
+
+    def _layers(self, cache: KVCache, x: Tensor, rows: Tensor, start: Tensor) -> Tensor:
+        """Frames (B, T, d) that stand at `start` (B,) of their rows -> features; their keys and values are kept."""
+        positions = start[:, None] + torch.arange(x.shape[1], device=start.device)
+        behind = start + x.shape[1]
+        x = x + self.positional_embedding[positions]
         for i, block in enumerate(self.blocks):
             q, k, v = block.attn.queries_keys_values(block.attn_ln(x))
-            cache.write(i, rows, k, v)
-            heads = cached_chunk_attention(q, cache.k[i], cache.v[i], rows, before + x.shape[1])
+            cache.put(i, rows, start, k, v)
+            heads = cached_chunk_attention(q, cache.k[i], cache.v[i], rows, behind)
             x = block.feed(x + block.attn.merge(heads))
-        cache.advance(rows, x.shape[1])
         return self.ln_post(x)
 
 
@@ -237,14 +256,14 @@ def frame_blocks(n_frames: int, tau: int, device: torch.device | str = "cpu") ->
     return (torch.arange(n_frames, device=device) + FRAME_LOOKAHEAD) // tau
 
 
-def _with_edge(x: Tensor, edge: Tensor, fill: Tensor, rows: Tensor) -> Tensor:
+def _with_edge(x: Tensor, edge: Tensor, fill: Tensor, rows: Tensor, at: Tensor) -> Tensor:
     n = int(fill[rows[0]])
     assert bool((fill[rows] == n).all()), "rows must be in the same phase"
-    return torch.cat([edge[rows, :, 2 - n :], x], dim=2)
+    return torch.cat([edge[at, :, 2 - n :], x], dim=2)
 
 
-def _keep_edge(x: Tensor, n: int, edge: Tensor, fill: Tensor, rows: Tensor) -> None:
+def _keep_edge(x: Tensor, n: int, edge: Tensor, fill: Tensor, rows: Tensor, at: Tensor) -> None:
     assert 0 <= n <= 2
     if n:
-        edge[rows, :, 2 - n :] = x[:, :, x.shape[2] - n :]
+        edge[at, :, 2 - n :] = x[:, :, x.shape[2] - n :]
     fill[rows] = n

@@ -11,6 +11,7 @@ from torch import Tensor
 from whisper.audio import mel_filters
 
 from asr.audio import SAMPLE_RATE
+from asr.device import upload
 
 WINDOW = 400  # samples, 25 ms
 HOP = 160  # samples, 10 ms per mel frame
@@ -42,7 +43,7 @@ class LogMel:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._filters = mel_filters(self.device, N_MELS)  # (80, 201)
+        self._filters = mel_filters("cpu", N_MELS).to(self.device)  # (80, 201)
         self._window = torch.hann_window(WINDOW, device=self.device)
 
     def init_state(self, rows: int) -> MelState:
@@ -57,7 +58,7 @@ class LogMel:
         """Makes `rows` (B,) equal to fresh ones."""
         state.fill[rows] = 0
         state.started[rows] = False
-        state.peak[rows] = INITIAL_PEAK
+        state.peak[upload(rows, self.device)] = INITIAL_PEAK
 
     def step(self, samples: Tensor, state: MelState, rows: Tensor) -> tuple[Tensor, MelState]:
         """Turns new samples into every mel frame that they complete.
@@ -72,7 +73,8 @@ class LogMel:
         """
         fill, started = int(state.fill[rows[0]]), bool(state.started[rows[0]])
         assert bool((state.fill[rows] == fill).all()) and bool((state.started[rows] == started).all())
-        audio = torch.cat([state.tail[rows, :fill], samples], dim=1)
+        at = upload(rows, self.device)
+        audio = torch.cat([state.tail[at, :fill], samples], dim=1)
         if not started and audio.shape[1] > _HALF:
             audio = torch.cat([audio[:, 1 : _HALF + 1].flip(1), audio], dim=1)  # as torch.stft(center=True)
             started = True
@@ -80,9 +82,9 @@ class LogMel:
         mel = audio.new_zeros(audio.shape[0], N_MELS, 0)
         if n_frames:
             power = self._log_power(audio.unfold(1, WINDOW, HOP))
-            mel, state.peak[rows] = normalise(power, state.peak[rows])
+            mel, state.peak[at] = normalise(power, state.peak[at])
         rest = audio[:, n_frames * HOP :]
-        state.tail[rows, : rest.shape[1]] = rest
+        state.tail[at, : rest.shape[1]] = rest
         state.fill[rows] = rest.shape[1]
         state.started[rows] = started
         return mel, state

@@ -15,6 +15,7 @@ from torch import Tensor
 from asr.biasing import Hotwords
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder, DecoderState
+from asr.device import upload
 from kernels.peaks import log_sum_exp, peaks
 
 #: Runs of tokens that stand in a row more often than this are loops and not speech, as "no, no, no, no" may be.
@@ -106,7 +107,8 @@ class Search(ABC):
         self.decoder = decoder
         self.vocabulary = vocabulary
         self.unsettled = unsettled
-        self._suppress = torch.tensor(suppress, dtype=torch.int64)
+        self._device = decoder.ln.weight.device
+        self._suppress = torch.tensor(suppress, dtype=torch.int64).to(self._device)
 
     def init_state(self, rows: int) -> SearchState:
         fresh = [Row(self.vocabulary.prefix) for _ in range(rows)]
@@ -170,16 +172,15 @@ class Search(ABC):
         """
         longest = max(map(len, feeds))
         padded = torch.tensor([feed + [0] * (longest - len(feed)) for feed in feeds])
-        hidden = self.decoder.hidden(
-            padded.to(self.decoder.ln.weight.device), state.decoder, rows, audio_rows
-        )
+        hidden = self.decoder.hidden(padded, state.decoder, rows, audio_rows)
         state.decoder.text.rewind(rows, torch.tensor([longest - len(feed) for feed in feeds]))
         asked = [
             i * longest + j
             for i, (feed, start) in enumerate(zip(feeds, starts, strict=True))
             for j in range(start, len(feed))
         ]
-        logits = self.decoder.project(hidden.flatten(0, 1)[asked]).float()[:, : self.vocabulary.eot + 1]
+        hidden = hidden.flatten(0, 1)[upload(torch.tensor(asked), self._device)]
+        logits = self.decoder.project(hidden).float()[:, : self.vocabulary.eot + 1]
         logits[:, self._suppress] = -torch.inf
         return logits
 
@@ -273,18 +274,19 @@ def _judge(logits: Tensor, asked: list[tuple[Row, int, int]]) -> list[Judged]:
         heard = zip(logits, asked, strict=True)
         favoured = torch.stack([stream.favour(own, stream.tokens[:n]) for own, (stream, n, _) in heard])
     best_logits, best = peaks(favoured)
-    tokens = torch.tensor([token for _, _, token in asked], device=best.device)
+    tokens = upload(torch.tensor([token for _, _, token in asked]), best.device)
     tokens = torch.where(tokens == NONE, best, tokens)
     every = torch.arange(len(asked), device=best.device)
     normalisers = log_sum_exp(logits, best)
     columns = (
+        best.to(logits.dtype),  # exact: float32 counts to 16 million
         best_logits,
         logits[every, best] - normalisers,
         favoured[every, tokens],
         logits[every, tokens] - normalisers,
     )
     figures = torch.stack(columns, dim=1).tolist()  # all at once: from a GPU each transfer is a wait
-    return [Judged(token, *row) for token, row in zip(best.tolist(), figures, strict=True)]
+    return [Judged(int(token), *row) for token, *row in figures]
 
 
 def is_loop(tokens: list[int]) -> bool:

@@ -11,6 +11,7 @@ from asr.audio import SAMPLE_RATE, Samples
 from asr.beam import StreamSearch
 from asr.biasing import UNGUIDED, Guidance
 from asr.checkpoint import Whisper
+from asr.device import upload
 from asr.encoder import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, EncoderState
 from asr.mel import LogMel, MelState
 from asr.search import Hypothesis, SearchState
@@ -156,7 +157,7 @@ class WhisperRecognizer:
     def step(
         self, samples: Tensor, state: WhisperState, rows: Tensor
     ) -> tuple[list[Hypothesis], WhisperState]:
-        mel, _ = self.mel.step(samples.to(self.model.device), state.mel, rows)
+        mel, _ = self.mel.step(upload(samples, self.model.device), state.mel, rows)
         features, replaced, _ = self.model.encoder.step(mel, state.encoder, rows)
         if not features.shape[1]:
             return self.search.hypotheses(state.search, rows), state

@@ -1,0 +1,45 @@
+"""Where models compute: choosing a device, and bringing it what the host knows without waiting for it."""
+
+import re
+
+import torch
+from torch import Tensor
+
+_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def checked_name(name: str) -> str:
+    """`name` if it is auto, cpu, cuda or cuda:N; whether there is such a device is asked by `choose`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
+    return name
+
+
+def choose(name: str) -> torch.device:
+    """The device of that name; `auto` is the first GPU that torch sees, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here; one line that says what to do.
+    """
+    n_gpus = torch.cuda.device_count() if checked_name(name) != "cpu" and torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not n_gpus):
+        return torch.device("cpu")
+    if not n_gpus:
+        built = torch.version.cuda or torch.version.hip
+        why = "torch finds no GPU that it can use" if built else "this torch was built for CPUs only"
+        raise ValueError(f"device {name}: {why}; `cpu` and `auto` work here")
+    number = int(name.partition(":")[2] or 0)
+    if number >= n_gpus:
+        raise ValueError(f"device {name}: torch sees {n_gpus} here, and counts from cuda:0")
+    return torch.device("cuda", number)
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on `device`, on its way while the host goes on; where it is there already, as it is."""
+    if device.type == "cpu" or x.device.type != "cpu":
+        return x
+    return x.pin_memory().to(device, non_blocking=True)  # from other memory the host would wait

@@ -1,0 +1,49 @@
+"""Choosing a device: what is named and is there, and one line for what is not."""
+
+import re
+
+import pytest
+import torch
+
+from asr.device import choose
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "name", "device"),
+    [
+        (0, "auto", "cpu"),
+        (0, "cpu", "cpu"),
+        (2, "auto", "cuda:0"),
+        (2, "cpu", "cpu"),
+        (2, "cuda", "cuda:0"),
+        (2, "cuda:1", "cuda:1"),
+    ],
+)
+def test_what_is_there(monkeypatch: pytest.MonkeyPatch, n_gpus: int, name: str, device: str) -> None:
+    gpus(monkeypatch, n_gpus)
+    assert choose(name) == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "built", "name", "words"),
+    [
+        (0, "13.0", "cuda", "device cuda: torch finds no GPU that it can use; `cpu` and `auto` work here"),
+        (0, None, "cuda:1", "device cuda:1: this torch was built for CPUs only; `cpu` and `auto` work here"),
+        (2, "13.0", "cuda:2", "device cuda:2: torch sees 2 here, and counts from cuda:0"),
+        (2, "13.0", "gpu", "device must be auto, cpu, cuda or cuda:N, not 'gpu'"),
+        (2, "13.0", "cuda:-1", "device must be auto, cpu, cuda or cuda:N, not 'cuda:-1'"),
+    ],
+)
+def test_what_is_not(
+    monkeypatch: pytest.MonkeyPatch, n_gpus: int, built: str | None, name: str, words: str
+) -> None:
+    gpus(monkeypatch, n_gpus)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(ValueError, match=re.escape(words) + "$"):
+        choose(name)
