@@ -332,6 +332,7 @@ class Engine:
                 done=lambda better: session.fulfil(place, *final(better)),
                 wanted=lambda: not session.aborted,
                 guidance=stream.second_guidance,
+                draft=" ".join(word.text for word in words),
             )
             self._final_pass.submit(job)
         else:

@@ -31,6 +31,7 @@ class FinalJob:
     done: Callable[[list[TimedWord] | None], None]
     wanted: Callable[[], bool] = lambda: True  # False once the client is gone
     guidance: Guidance = UNGUIDED
+    draft: str = ""  # what the stream was heard to say: the second pass says much of it, too
 
 
 class FinalPass:
@@ -88,7 +89,7 @@ class FinalPass:
 
     def _run(self, job: FinalJob) -> None:
         try:
-            words = self._decoder.transcribe(torch.from_numpy(job.samples), job.guidance) or None
+            words = self._decoder.transcribe(torch.from_numpy(job.samples), job.guidance, job.draft) or None
         except Exception:  # one utterance's failure must not cost the streaming text, nor the other sessions
             logger.exception("second pass failed; the streaming text stands")
             words = None

@@ -61,7 +61,7 @@ class Speaker:
         self.words = words
         self.heard: list[np.ndarray] = []
 
-    def transcribe(self, samples: Tensor, guidance: Guidance) -> list[TimedWord]:
+    def transcribe(self, samples: Tensor, guidance: Guidance, draft: str) -> list[TimedWord]:
         self.heard.append(samples.numpy())
         return [TimedWord(word, 0.1 * i, 0.1 * i + 0.1, 0.9, 1) for i, word in enumerate(self.words)]
 
@@ -345,7 +345,7 @@ def test_without_a_second_pass_none_is_run(make_engine: Callable[..., Engine]) -
 def test_a_failing_second_pass_keeps_the_streaming_text(
     make_engine: Callable[..., Engine], threaded: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(samples: Tensor, guidance: Guidance) -> list[TimedWord]:
+    def fail(samples: Tensor, guidance: Guidance, draft: str) -> list[TimedWord]:
         raise RuntimeError("out of order")
 
     engine = make_engine(threaded=threaded)
@@ -364,9 +364,9 @@ def test_a_slow_second_pass_holds_back_what_follows_it(make_engine: Callable[...
     engine, gate = make_engine(threaded=True), threading.Event()
 
     class SlowSpeaker(Speaker):
-        def transcribe(self, samples: Tensor, guidance: Guidance) -> list[TimedWord]:
+        def transcribe(self, samples: Tensor, guidance: Guidance, draft: str) -> list[TimedWord]:
             assert gate.wait(timeout=60)
-            return super().transcribe(samples, guidance)
+            return super().transcribe(samples, guidance, draft)
 
     engine._final_pass._decoder = SlowSpeaker("At", "last.")
     session = engine.open(SessionOptions(chunk_ms=400))
