@@ -136,7 +136,7 @@ class Executor:
         """Puts new inputs behind those that a layer has."""
         n = new.frames.shape[1]
         positions = own.n_in[rows][:, None] + torch.arange(n)  # (B, n)
-        _, k, v = layer.project(new.frames, positions.to(new.frames.device))
+        k, v = layer.keys_values(new.frames, positions.to(new.frames.device))
         valid = torch.arange(n) < new.counts[:, None]
         row, place = rows[:, None].expand(-1, n)[valid], (positions % self._ring)[valid]
         own.x[row, place] = new.frames[valid].to(own.x.dtype)
@@ -193,7 +193,7 @@ class Executor:
         mask = (held[:, None] <= reach[..., None]) & (
             held[:, None] >= (at - self.dims.left).clamp(min=0)[..., None]
         )
-        q, _, _ = layer.project(x, at.to(x.device))
+        q = layer.queries(x, at.to(x.device))
         # Whatever a ring held before must not matter, not even as NaN.
         unread = ~mask.any(dim=1)[:, None, :, None].to(x.device)
         k, v = own.k[rows].masked_fill(unread, 0), own.v[rows].masked_fill(unread, 0)

@@ -18,10 +18,19 @@ class AdaptiveLayer(Block):
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, d) frames at positions (B | 1, T) -> queries, keys and values, (B, H, T, D) each."""
-        normed = self.attn_ln(x)
-        q, (k, v) = self.attn.queries(normed), self.attn.keys_values(normed)
+        q, k, v = self.attn.queries_keys_values(self.attn_ln(x))
         angles = _angles(positions, q.shape[-1])
         return rotate(q, angles), rotate(k, angles), v
+
+    def queries(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What `project` gives first, without the rest: a frame asks later than it is asked."""
+        q = self.attn.queries(self.attn_ln(x))
+        return rotate(q, _angles(positions, q.shape[-1]))
+
+    def keys_values(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What else `project` gives."""
+        k, v = self.attn.keys_values(self.attn_ln(x))
+        return rotate(k, _angles(positions, k.shape[-1])), v
 
     def finish(self, x: Tensor, heads: Tensor) -> Tensor:
         """Frames (B, T, d) and what attention found for them, (B, H, T, D) -> the layer's output."""

@@ -14,12 +14,14 @@ import streaming.engine
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.transducer.model import load_head, save_head
+from kernels.int8_linear import padded
 from streaming.endpoint import EndpointOptions, samples_in
 from streaming.engine import Engine
 from streaming.events import Endpoint, Final, Partial
 from streaming.recognizer import FLUSH_MS
 from streaming.session import SessionOptions
 from streaming.transducer import FRONT_END, TransducerRecognizer, TransducerState
+from tests.asr.test_layers import Rows
 from tests.contract import CHECKS, Check, Outputs, Subject, fill_with_nan, random_noises
 from tests.streaming.test_engine import (
     IMPATIENT,
@@ -34,7 +36,7 @@ from tests.streaming.test_engine import (
     speech,
     work_off,
 )
-from tests.streaming.transducers import tiny_transducer
+from tests.streaming.transducers import random_transducer, tiny_transducer
 
 FEATURE, FRONT = 640, 200  # samples of a feature, and beyond it
 
@@ -113,6 +115,22 @@ def test_a_flushed_window_has_said_what_the_whole_of_it_says(n: int, beam: int) 
     counts = torch.tensor([frames.shape[1]])
     (whole,) = recognizer.search.step(frames, counts, schedule.done, search, row * 0)
     assert (said.tokens, said.frames) == (whole.tokens, whole.frames)
+
+
+def test_audio_of_any_length_meets_few_shapes(make_tiny: Callable[[int], Whisper]) -> None:
+    """The trunk serves in bfloat16, where every number of rows costs memory (asr/layers.py); the head does not."""
+    model = random_transducer(make_tiny(3), 3)
+    model.trunk.encoder.bfloat16()
+    recognizer = TransducerRecognizer(model)
+    state = recognizer.init_state(3)
+    with Rows() as rows:
+        for n in range(1, 40):
+            streams = torch.arange(1 + n % 3)
+            recognizer.reset(state, streams)
+            recognizer.step(random_noises(len(streams), n * 700, seed=n), state, streams)
+            recognizer.flush(state, 0, Guidance(), behind=0)
+    assert rows.met <= {padded(n) for n in range(1, 512)}
+    assert len(rows.met) > 10
 
 
 def test_hotwords_are_favoured_and_neither_delay_nor_prompt_reaches_it() -> None:
