@@ -34,6 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests under the marker `gpu` run where a GPU is; elsewhere they are left out."""
+    if torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def random_whisper(seed: int) -> Whisper:
     """A Whisper that says nonsense, but nonsense that depends on the audio, and that often waits for more."""
     with torch.random.fork_rng():

@@ -1,0 +1,179 @@
+"""The recogniser on a GPU: on paper everywhere, and on a real one where there is one (marker `gpu`)."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from asr.biasing import Guidance, Hotwords
+from asr.captured import Graphs
+from asr.checkpoint import Whisper
+from asr.offline import OfflineDecoder
+from asr.precision import for_serving
+from asr.search import Hypothesis
+from streaming.recognizer import WhisperRecognizer, WhisperState
+from tests.contract import random_noises
+from tests.paper_gpu import PaperGpu, paper_gpu
+
+CHUNK = 4_800
+GPU = torch.device("cuda", 0)
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PaperGpu]:
+    with paper_gpu(monkeypatch) as gpu:
+        yield gpu
+
+
+def moved(model: Whisper) -> Whisper:
+    return copy.deepcopy(model).to(GPU)
+
+
+def conversation(model: Whisper, noise: Tensor) -> tuple[list[list[Hypothesis]], WhisperState]:
+    """What three streams have said after each chunk, the second of which comes later and has hotwords."""
+    recognizer = WhisperRecognizer(model)
+    state = recognizer.init_state(4)
+    guided = Guidance(hotwords=Hotwords(recognizer.vocabulary, ["Ada Lovelace"]))
+    said = []
+    for i, piece in enumerate(noise.split(CHUNK, dim=1)):
+        if i == 0:
+            recognizer.reset(state, torch.tensor([3, 1]), 15)
+        if i == 2:
+            recognizer.reset(state, torch.tensor([0]), 15, guidance=[guided])
+        for rows in ([3, 1],) if i < 2 else ([3, 1], [0]):
+            samples = piece[: len(rows)] if len(rows) > 1 else piece[2:]
+            said.append(recognizer.step(samples, state, torch.tensor(rows))[0])
+    return said, state
+
+
+def test_says_on_paper_what_it_says_on_a_cpu(tiny: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = random_noises(3, 6 * CHUNK, seed=0)
+    expected, _ = conversation(tiny, noise)
+    with paper_gpu(monkeypatch) as gpu:
+        said, state = conversation(moved(tiny), noise)
+        caches = (state.encoder.cache, state.search.decoder.audio, state.search.decoder.text)
+        everything = [state.mel.tail, state.encoder.pending, state.encoder.edges.conv, *(c.k for c in caches)]
+        assert all(x.device == GPU for x in everything)
+    assert [[h.tokens for h in step] for step in said] == [[h.tokens for h in step] for step in expected]
+    assert any(h.tokens for h in said[-1])
+    assert gpu.replays > gpu.captures > 0
+
+
+def test_only_what_was_said_is_waited_for(
+    tiny: Whisper, gpu: PaperGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer for every round of tokens: to score again what may change, then to say one more in each stream."""
+    model = moved(tiny)
+    recognizer, rows, noise = WhisperRecognizer(model), torch.arange(3), random_noises(3, 5 * CHUNK, seed=0)
+    state = recognizer.init_state(3)
+    rounds = 0
+    hidden = type(model.decoder).hidden
+
+    def counted(*args: object) -> Tensor:
+        nonlocal rounds
+        rounds += 1
+        return hidden(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(model.decoder), "hidden", counted)
+    gpu.waits.clear()  # of loading
+    recognizer.reset(state, rows, 15)
+    for piece in noise.split(CHUNK, dim=1):
+        recognizer.step(piece, state, rows)
+    assert rounds > 10
+    assert gpu.waits == ["aten._to_copy.default"] * rounds
+
+
+def test_what_hears_waits_for_nothing(tiny: Whisper, gpu: PaperGpu) -> None:
+    """Mel, encoder, what the decoder keeps of it, and the decoder itself, in steps of all sizes."""
+    model = moved(tiny)
+    recognizer, rows = WhisperRecognizer(model), torch.tensor([2, 0])
+    state = recognizer.init_state(3)
+    gpu.waits.clear()  # of loading
+    recognizer.reset(state, rows, 5)
+    for piece in random_noises(2, 6 * CHUNK, seed=0).split(
+        [100, 2 * CHUNK - 100, CHUNK, 7, 3 * CHUNK - 7], dim=1
+    ):
+        mel, _ = recognizer.mel.step(piece.pin_memory().to(GPU, non_blocking=True), state.mel, rows)
+        features, replaced, _ = model.encoder.step(mel, state.encoder, rows)
+        model.decoder.listen(features, state.search.decoder, rows, replaced)
+        if features.shape[1]:
+            hidden = model.decoder.hidden(torch.tensor([[1, 2, 3], [4, 5, 6]]), state.search.decoder, rows)
+            assert hidden.shape == (2, 3, tiny.dims.n_text_state)
+    assert gpu.waits == []
+
+
+def test_the_end_of_the_context_is_not_padded_over(tiny: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.arange(tiny.dims.n_text_ctx)[None]
+    features = torch.randn(1, 9, tiny.dims.n_audio_state, generator=torch.Generator().manual_seed(0))
+
+    def ends(model: Whisper) -> Tensor:
+        state, row = model.decoder.init_state(1), torch.tensor([0])
+        model.decoder.listen(features.to(model.device), state, row)
+        model.decoder.hidden(tokens[:, :-3], state, row)
+        return model.decoder.hidden(tokens[:, -3:], state, row).cpu()
+
+    expected = ends(tiny)
+    with paper_gpu(monkeypatch):
+        torch.testing.assert_close(ends(moved(tiny)), expected)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_second_pass_says_on_paper_what_it_says_on_a_cpu(
+    tiny: Whisper, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asr.offline.MAX_TOKENS", 8)
+    monkeypatch.setattr("asr.offline.MIN_LOGPROB", -100.0)
+    noise, guidance = random_noises(1, 2 * CHUNK, seed=0)[0], Guidance(beam=width)
+    expected = OfflineDecoder(tiny).transcribe(noise, guidance)
+    assert expected
+    with paper_gpu(monkeypatch):
+        said = OfflineDecoder(moved(tiny)).transcribe(noise, guidance)
+    assert [(word.text, word.start, word.end) for word in said] == [
+        (w.text, w.start, w.end) for w in expected
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("serving", [False, True])
+def test_captured_as_eager_as_on_a_cpu(
+    tiny_en: Whisper, jfk: Tensor, serving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words of a real model. The types that serve round otherwise than a CPU: their text is compared to itself."""
+    model = moved(tiny_en)
+    on_gpu = for_serving(model) if serving else model
+
+    def text(model: Whisper) -> list[str]:
+        recognizer, rows = WhisperRecognizer(model), torch.tensor([1, 0])
+        state = recognizer.init_state(3)
+        recognizer.reset(state, rows, 15)
+        for piece in jfk.expand(2, -1).split(CHUNK, dim=1):
+            said, _ = recognizer.step(piece, state, rows)
+        return [recognizer.vocabulary.text(list(h.tokens)) for h in said]
+
+    captured = text(on_gpu)
+    monkeypatch.setattr(Graphs, "__call__", eager)
+    assert captured == text(on_gpu)
+    assert "country" in captured[0]
+    if not serving:
+        assert captured == text(tiny_en)
+
+
+def eager(graphs: Graphs, part, state, inputs, numbers):  # type: ignore[no-untyped-def]
+    return part(state, *inputs, *(x.to(graphs.device) for x in numbers))
+
+
+@pytest.mark.gpu
+def test_second_pass_on_a_real_gpu(tiny_en: Whisper, jfk: Tensor) -> None:
+    decoder, on_cpu = OfflineDecoder(for_serving(moved(tiny_en))), OfflineDecoder(tiny_en)
+    for width in (1, 4):
+        said, expected = (d.transcribe(jfk, Guidance(beam=width)) for d in (decoder, on_cpu))
+        assert [word.text for word in said] == [word.text for word in expected]
