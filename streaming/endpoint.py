@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from asr.audio import SAMPLE_RATE
 
@@ -54,6 +55,9 @@ class VoiceActivity:
 
         self._model = load_silero_vad()._model
         torch.set_num_threads(threads)
+        self._recurrent = nn.LSTM(_STATE, _STATE).requires_grad_(False)  # its cell, over many windows at once
+        cell = self._model.decoder.rnn.state_dict()
+        self._recurrent.load_state_dict({f"{name}_l0": weight for name, weight in cell.items()})
 
     def init_state(self, rows: int) -> VoiceState:
         return VoiceState(
@@ -90,31 +94,31 @@ class VoiceActivity:
         if not any(counts):
             return [torch.zeros(0) for _ in counts], state
         seen = torch.cat([self._in_context(*piece, state) for piece in zip(rows, pieces, strict=True)])
-        features = self._features(seen).split(counts)
-        speech = [torch.zeros(n) for n in counts]
-        for t in range(max(counts)):
-            active = [i for i, n in enumerate(counts) if t < n]
-            at = rows[active]
-            frames = torch.stack([features[i][t] for i in active])
-            heard, recurrent = self._speech(frames, state.recurrent[at].transpose(0, 1))
-            state.recurrent[at] = recurrent.transpose(0, 1)
-            for i, p in zip(active, heard, strict=True):
-                speech[i][t] = p
+        complete = [i for i, n in enumerate(counts) if n]
+        features = pack_sequence(
+            [part for part in self._features(seen).split(counts) if len(part)], enforce_sorted=False
+        )
+        at = rows[complete]
+        hidden, (h, c) = self._recurrent(features, state.recurrent[at].transpose(0, 1)[:, None].unbind())
+        state.recurrent[at] = torch.cat([h, c]).transpose(0, 1)
+        heard = unpack_sequence(hidden._replace(data=self._probabilities(hidden.data)))
+        speech = [torch.zeros(0) for _ in counts]
+        for i, probabilities in zip(complete, heard, strict=True):
+            speech[i] = probabilities
         return speech, state
 
-    # The model's own forward, taken apart: only its recurrent half has to go window by window. Optimised,
+    # The model's own forward, taken apart: only its recurrent half goes window by window. Optimised,
     # TorchScript would compile anew for each number of streams, 50 ms at a time.
 
     def _features(self, seen: Tensor) -> Tensor:
-        """(n, 64 + 512) windows in context -> (n, 128, 1)"""
+        """(n, 64 + 512) windows in context -> (n, 128)"""
         with torch.jit.optimized_execution(False):
-            return cast(Tensor, self._model.encoder(self._model.run_extractors(seen)))
+            return cast(Tensor, self._model.encoder(self._model.run_extractors(seen))).squeeze(-1)
 
-    def _speech(self, features: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 128, 1) features and the state (2, B, 128) -> (B,) probabilities, and the new state."""
+    def _probabilities(self, hidden: Tensor) -> Tensor:
+        """(n, 128) -> (n,)"""
         with torch.jit.optimized_execution(False):
-            probabilities, recurrent = self._model.decoder(features, recurrent)
-        return probabilities.squeeze(1).mean(1), recurrent
+            return cast(Tensor, self._model.decoder.decoder(hidden[..., None])).squeeze(1).mean(1)
 
     @staticmethod
     def _in_context(row: Tensor, windows: Tensor, state: VoiceState) -> Tensor:
