@@ -1,7 +1,8 @@
 """Which words may be shown, which may still change, and what an utterance finally said."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from asr.encoder import FRAMES_PER_SECOND
 from asr.search import Hypothesis
@@ -11,6 +12,11 @@ from streaming.endpoint import milliseconds
 from streaming.events import Final, Partial, Word
 
 LONGEST_WORD_S = 0.6  # where nothing better is known of a word's start
+#: Less probable words are not shown while they are the newest: more than half of what was taken back began as one.
+DOUBTFUL = 0.4
+NEWEST = (
+    2  # words: a beam leaves many unsettled, and all that follows a doubtful one would have to wait with it
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Shown:
 
     text: str = ""
     stable: int = 0
+    words: tuple[str, ...] = field(default=(), compare=False)
 
 
 def rough_words(hypothesis: Hypothesis, vocabulary: Words, delay_s: float) -> list[TimedWord]:
@@ -37,6 +44,26 @@ def rough_words(hypothesis: Hypothesis, vocabulary: Words, delay_s: float) -> li
     return words
 
 
+def presentable(words: Sequence[TimedWord], stable: int, shown: Sequence[str]) -> int:
+    """How many of `words` may be shown: those before the first doubtful one among the newest.
+
+    What has settled is shown whatever its probability, and nothing is taken back only because it became doubtful.
+
+    Args:
+        stable: tokens that are never revised again; a word that begins with one of them is shown.
+        shown: the words that stand on the screen.
+    """
+    texts = [word.text for word in words]
+    first = max(0, len(words) - NEWEST)
+    begin = sum(word.n_tokens for word in words[:first])
+    for i, word in enumerate(words[first:], first):
+        stands = texts[: i + 1] == list(shown[: i + 1])
+        if begin >= stable and word.confidence < DOUBTFUL and not stands:
+            return i
+        begin += word.n_tokens
+    return len(words)
+
+
 def partial(
     hypothesis: Hypothesis,
     shown: Shown,
@@ -53,15 +80,18 @@ def partial(
         begin_ms: where the utterance's window begins on the session's timeline.
         audio_ms: how far the session's audio has been heard.
     """
-    text = vocabulary.text(list(hypothesis.tokens)).strip()
-    settled = vocabulary.text(list(hypothesis.tokens[: hypothesis.stable])).strip()
+    words = rough_words(hypothesis, vocabulary, delay_s)
+    words = words[: presentable(words, hypothesis.stable, shown.words)]
+    tokens = list(hypothesis.tokens[: sum(word.n_tokens for word in words)])
+    text = vocabulary.text(tokens).strip()
+    settled = vocabulary.text(tokens[: hypothesis.stable]).strip()
     # A character may be spread over tokens, so the settled text need not be a prefix to its last byte.
     stable = max(shown.stable, len(settled)) if text.startswith(settled) else shown.stable
-    now = Shown(text, min(stable, len(text)))
+    now = Shown(text, min(stable, len(text)), tuple(word.text for word in words))
     if now == shown:
-        return None, shown
-    words = _on_timeline(rough_words(hypothesis, vocabulary, delay_s), begin_ms, audio_ms)
-    return Partial(utterance, now.text, now.stable, audio_ms, words), now
+        return None, now
+    timed = _on_timeline(words, begin_ms, audio_ms)
+    return Partial(utterance, now.text, now.stable, audio_ms, timed), now
 
 
 def whole(text: str, utterance: int, audio_ms: int) -> Partial:
