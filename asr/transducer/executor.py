@@ -4,8 +4,8 @@ Equal to `AdaptiveEncoder.forward` under the schedulers' hard masks, for any cut
 of the same new features one stream may finish many frames and another none; what becomes ready in a layer, over all
 rows, is one matrix product.
 
-Each layer keeps rings: of its inputs' keys and values, and of the inputs themselves until they are computed. Frame n
-of a row lies in place n modulo the ring's size.
+Each layer keeps rings: of its inputs, and of all that can be said of an input once it is there, so that a frame that
+waits costs nothing. Frame n of a row lies in place n modulo the ring's size.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,11 @@ class LayerState:
     """One layer's rings, one row per stream; what was never written is never read."""
 
     x: Tensor  # (S, ring, d) inputs
+    q: Tensor  # (S, H, ring, D)
     k: Tensor  # (S, H, ring, D)
     v: Tensor  # (S, H, ring, D)
-    offer: Tensor  # (S, ring) what each input offers those who may wait for it
+    wish: Tensor  # (S, ring, R) what each input says of waiting, and
+    offer: Tensor  # (S, ring) what it offers those who may wait on behind it
     came: Tensor  # (S, ring) int64, the feature at whose coming the input was finished by the layer before
     n_in: Tensor  # (S,) int64 inputs so far
     n_out: Tensor  # (S,) int64 frames computed so far
@@ -86,8 +88,10 @@ class Executor:
         def layer() -> LayerState:
             return LayerState(
                 x=weight.new_zeros(rows, self._ring, dims.width),
+                q=weight.new_zeros(heads, dtype=torch.float32),
                 k=weight.new_zeros(heads, dtype=torch.float32),
                 v=weight.new_zeros(heads, dtype=torch.float32),
+                wish=weight.new_zeros(rows, self._ring, dims.span, dtype=torch.float32),
                 offer=weight.new_zeros(rows, self._ring, dtype=torch.float32),
                 came=torch.zeros(rows, self._ring, dtype=torch.int64),
                 n_in=torch.zeros(rows, dtype=torch.int64),
@@ -135,15 +139,16 @@ class Executor:
     def _take_in(self, layer: AdaptiveLayer, own: LayerState, rows: Tensor, new: Ready) -> None:
         """Puts new inputs behind those that a layer has."""
         n = new.frames.shape[1]
-        positions = own.n_in[rows][:, None] + torch.arange(n)  # (B, n)
-        k, v = layer.keys_values(new.frames, positions.to(new.frames.device))
-        valid = torch.arange(n) < new.counts[:, None]
-        row, place = rows[:, None].expand(-1, n)[valid], (positions % self._ring)[valid]
-        own.x[row, place] = new.frames[valid].to(own.x.dtype)
-        own.k[row, :, place] = k.transpose(1, 2)[valid].to(own.k.dtype)
-        own.v[row, :, place] = v.transpose(1, 2)[valid].to(own.v.dtype)
-        own.offer[row, place] = layer.scheduler.offered(new.frames)[valid]
-        own.came[row, place] = new.done[valid]
+        at = own.n_in[rows][:, None] + torch.arange(n)  # (B, n) frame numbers
+        b, i = (torch.arange(n) < new.counts[:, None]).nonzero(as_tuple=True)
+        row, place = rows[b], at[b, i] % self._ring
+        q, k, v = layer.project(new.frames, at.to(new.frames.device))
+        for ring, heads in ((own.q, q), (own.k, k), (own.v, v)):
+            ring[row, :, place] = heads[b, :, i].to(ring.dtype)
+        own.x[row, place] = new.frames[b, i].to(own.x.dtype)
+        own.wish[row, place] = layer.scheduler.wished(new.frames)[b, i]
+        own.offer[row, place] = layer.scheduler.offered(new.frames)[b, i]
+        own.came[row, place] = new.done[b, i]
         own.n_in[rows] += new.counts
 
     def _advance(
@@ -153,17 +158,17 @@ class Executor:
         n_in, n_out = own.n_in[rows], own.n_out[rows]
         last = n_in[:, None] - 1
         at = n_out[:, None] + torch.arange(int((n_in - n_out).max()))  # (B, W) frame numbers
-        x = own.x[rows[:, None], at % self._ring]
-        reach = at + self._spans(number, layer, own, rows, at, x)
+        reach = at + self._spans(number, own, rows, at)
         if ending:
             reach = torch.minimum(reach, last)
         waiting = ((reach > last) | (at > last)).cumsum(dim=1)  # a frame waits for those before it, too
         counts = (waiting == 0).sum(dim=1)
         n = int(counts.max())
+        at, reach = at[:, :n], torch.minimum(reach[:, :n], last)
+        x = own.x[rows[:, None], at % self._ring]
         if not n:
-            return Ready(x[:, :0], counts, at[:, :0])
-        x, at, reach = x[:, :n], at[:, :n], torch.minimum(reach[:, :n], last)
-        frames = layer.finish(x, self._attend(layer, own, rows, x, at, reach))
+            return Ready(x, counts, at)
+        frames = layer.finish(x, self._attend(own, rows, at, reach).to(x.dtype))
         came = own.came[rows[:, None], reach % self._ring]
         done = torch.maximum(came.cummax(dim=1).values, own.done[rows][:, None])
         own.n_out[rows] += counts
@@ -172,33 +177,30 @@ class Executor:
         )
         return Ready(frames, counts, done)
 
-    def _spans(
-        self, number: int, layer: AdaptiveLayer, own: LayerState, rows: Tensor, at: Tensor, x: Tensor
-    ) -> Tensor:
-        """(B, W) spans of the waiting frames. To what has not come the answer is yes: the frame waits for it."""
+    def _spans(self, number: int, own: LayerState, rows: Tensor, at: Tensor) -> Tensor:
+        """(B, W) spans of frames `at`. To what has not come the answer is yes: the frame waits for it."""
         if self.policy is not None:
             spans = self.policy(number, len(rows), int(at.max()) + 1 if at.numel() else 0, self.dims.span)
             return spans.gather(1, at)
+        row = rows[:, None, None]
         ahead = at[..., None] + torch.arange(self.dims.span)  # (B, W, R)
-        offered = own.offer[rows[:, None, None], ahead % self._ring]
-        offered = offered.masked_fill((ahead >= own.n_in[rows][:, None, None]).to(x.device), torch.inf)
-        return spans_of(layer.scheduler.logits(x, offered)).cpu()
+        logits = own.wish[row[..., 0], at % self._ring] + own.offer[row, ahead % self._ring]
+        unknown = ahead >= own.n_in[row]
+        return spans_of(logits.masked_fill(unknown.to(logits.device), torch.inf)).cpu()
 
-    def _attend(
-        self, layer: AdaptiveLayer, own: LayerState, rows: Tensor, x: Tensor, at: Tensor, reach: Tensor
-    ) -> Tensor:
-        """(B, H, W, D): what frames `at` find among the inputs up to `reach`."""
+    def _attend(self, own: LayerState, rows: Tensor, at: Tensor, reach: Tensor) -> Tensor:
+        """(B, H, n, D): what frames `at` find among the inputs up to `reach`."""
         newest = own.n_in[rows][:, None] - 1
         held = newest - (newest - torch.arange(self._ring)) % self._ring  # (B, ring) frame in each place
         mask = (held[:, None] <= reach[..., None]) & (
             held[:, None] >= (at - self.dims.left).clamp(min=0)[..., None]
         )
-        q = layer.queries(x, at.to(x.device))
+        mask = mask.to(own.k.device)
+        q = own.q[rows[:, None], :, at % self._ring].transpose(1, 2)
         # Whatever a ring held before must not matter, not even as NaN.
-        unread = ~mask.any(dim=1)[:, None, :, None].to(x.device)
+        unread = ~mask.any(dim=1)[:, None, :, None]
         k, v = own.k[rows].masked_fill(unread, 0), own.v[rows].masked_fill(unread, 0)
-        heads = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask[:, None].to(x.device))
-        return heads.to(x.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
 
 
 def _joined(steps: list[Ready]) -> Ready:

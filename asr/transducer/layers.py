@@ -12,35 +12,23 @@ ROTARY_BASE = 10_000.0
 class AdaptiveLayer(Block):
     """Whisper's residual block, positions turned into rotations (Su et al., 2021, arXiv 2104.09864), a scheduler."""
 
+    frequencies: Tensor  # (D / 2,) radians per frame by which pairs turn
+
     def __init__(self, width: int, heads: int, span: int) -> None:
         super().__init__(width, heads)
         self.scheduler = Scheduler(width, span)
+        pairs = torch.arange(0, width // heads, 2) / (width // heads)
+        self.register_buffer("frequencies", ROTARY_BASE**-pairs, persistent=False)
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, d) frames at positions (B | 1, T) -> queries, keys and values, (B, H, T, D) each."""
         q, k, v = self.attn.queries_keys_values(self.attn_ln(x))
-        angles = _angles(positions, q.shape[-1])
+        angles = positions[:, None, :, None] * self.frequencies  # (B | 1, 1, T, D / 2)
         return rotate(q, angles), rotate(k, angles), v
-
-    def queries(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What `project` gives first, without the rest: a frame asks later than it is asked."""
-        q = self.attn.queries(self.attn_ln(x))
-        return rotate(q, _angles(positions, q.shape[-1]))
-
-    def keys_values(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """What else `project` gives."""
-        k, v = self.attn.keys_values(self.attn_ln(x))
-        return rotate(k, _angles(positions, k.shape[-1])), v
 
     def finish(self, x: Tensor, heads: Tensor) -> Tensor:
         """Frames (B, T, d) and what attention found for them, (B, H, T, D) -> the layer's output."""
         return self.feed(x + self.attn.merge(heads))
-
-
-def _angles(positions: Tensor, width: int) -> Tensor:
-    """(B, T) positions -> (B, 1, T, D / 2) angles."""
-    frequencies = ROTARY_BASE ** (-torch.arange(0, width, 2, device=positions.device) / width)
-    return (positions[..., None].float() * frequencies)[:, None]
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:

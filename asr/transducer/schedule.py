@@ -35,17 +35,18 @@ class Scheduler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, R) float32 logits; k counts from 0 for the first frame waited for."""
         offered = F.pad(self.offered(x), (0, self.span - 1))  # (B, T + R - 1)
-        return self.logits(x, offered.unfold(1, self.span, 1))
+        return self.wished(x) + offered.unfold(1, self.span, 1)
+
+    def wished(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, R) float32: what each frame itself says to its questions."""
+        with torch.autocast(x.device.type, enabled=False):
+            wished: Tensor = self.own(x.float())
+            return wished
 
     def offered(self, x: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T) what each frame says to those that ask whether to wait on."""
+        """(B, T, d) -> (B, T) float32: what each frame says to those that ask whether to wait on behind it."""
         with torch.autocast(x.device.type, enabled=False):
             return self.offer(x.float()).squeeze(-1)
-
-    def logits(self, x: Tensor, offered: Tensor) -> Tensor:
-        """Frames (B, T, d), and for each what itself and the frames behind it offer, (B, T, R)."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self.own(x.float()) + offered
 
 
 def spans_of(logits: Tensor) -> Tensor:
