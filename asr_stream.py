@@ -15,6 +15,8 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    import torch
+
     from asr.checkpoint import Whisper
     from asr.transducer.model import Transducer
     from eval.datasets import Utterance
@@ -93,6 +95,9 @@ Adapter = Annotated[
     typer.Option(help="Folder of an adapter or a head instead of the shipped one; `none` for experiments."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of the model; torch decides if not given.")]
+Device = Annotated[
+    str, typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1.")
+]
 ChunkMs = Annotated[int, typer.Option(help="Audio per step: 100 to 1000 in steps of 20.")]
 DelayMs = Annotated[
     int, typer.Option(help="How long after its end a word is due, 0 to 600: waiting avoids guesses.")
@@ -126,14 +131,17 @@ def build_engine(
     slots: int,
     threads: int | None = None,
     adapter: str | None = None,
+    device: str = "auto",
     final_pass_thread: bool = True,
 ) -> "Engine":
     """The engine for a model, what we add to it merged into its streaming copy.
 
     Args:
         model, adapter: see adapters/shipped.py.
+        device: see `place`.
 
     Raises:
+        ValueError: there is no such device here.
         WeightsError: the base weights cannot be had.
         AdapterError: there is no adapter, or no head, for this model, or it does not fit.
     """
@@ -145,12 +153,17 @@ def build_engine(
         threads = max(1, torch.get_num_threads() - 1)  # the second pass has a core of its own
     if threads is not None:
         torch.set_num_threads(threads)
-    recognizer, base = load_models(model, adapter)
+    recognizer, base = load_models(model, adapter, place(model, adapter, device))
     return Engine(recognizer, base, model, slots, final_pass_thread=final_pass_thread)
 
 
 def build_pool(
-    model: str, *, slots: int, threads: int | None = None, adapter: str | None = None
+    model: str,
+    *,
+    slots: int,
+    threads: int | None = None,
+    adapter: str | None = None,
+    device: str = "auto",
 ) -> "EnginePool":
     """What a server serves with: `threads` engines that share the weights and divide `slots`, a thread each.
 
@@ -162,15 +175,38 @@ def build_pool(
     from streaming.engine import Engine
     from streaming.pool import EnginePool
 
-    n = min(slots, threads or max(1, min(torch.get_num_threads() - 1, MOST_ENGINES)))
+    where = place(model, adapter, device)
+    cores = torch.get_num_threads() - 1 if where.type == "cpu" else 1
+    n = min(slots, threads or max(1, min(cores, MOST_ENGINES)))
     torch.set_num_threads(1)
-    recognizer, base = load_models(model, adapter)
+    recognizer, base = load_models(model, adapter, where)
     shares = [slots // n + (i < slots % n) for i in range(n)]
     return EnginePool([Engine(recognizer, base, model, share) for share in shares])
 
 
-def load_models(model: str, adapter: str | None) -> "tuple[Recognizer[Any], Whisper]":
-    """What hears the stream, and the unmodified model of the second pass, as they serve."""
+def place(model: str, adapter: str | None, device: str) -> "torch.device":
+    """Where a model computes that is asked for on `device`: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: there is no such device here, or this model cannot use it; one line that says what to do.
+    """
+    import torch
+
+    from adapters.shipped import find
+    from asr.device import choose
+
+    chosen = choose(device)
+    if chosen.type != "cpu" and find(model, adapter).head is not None:
+        if device != "auto":
+            raise ValueError(
+                f"device {device}: transducers compute on a CPU; `cpu` and `auto` work for {model}"
+            )
+        return torch.device("cpu")
+    return chosen
+
+
+def load_models(model: str, adapter: str | None, device: "torch.device") -> "tuple[Recognizer[Any], Whisper]":
+    """What hears the stream, and the unmodified model of the second pass, as they serve on `device`."""
     from adapters import loading
     from adapters.shipped import find
     from asr.checkpoint import load
@@ -182,12 +218,12 @@ def load_models(model: str, adapter: str | None) -> "tuple[Recognizer[Any], Whis
     base = load(chosen.base)
     recognizer: Recognizer[Any]
     if chosen.head is None:
-        recognizer = WhisperRecognizer(for_serving(loading.causal(base, chosen.adapter)))
+        recognizer = WhisperRecognizer(for_serving(loading.causal(base, chosen.adapter).to(device)))
     else:
         transducer = loading.transducer(base, chosen.adapter, chosen.head)
         for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
         recognizer = TransducerRecognizer(transducer)
-    return recognizer, for_serving(base)
+    return recognizer, for_serving(base.to(device))
 
 
 def base_of(model: str, adapter: str | None) -> str:
@@ -215,11 +251,12 @@ def decides_when_to_wait(model: str, adapter: str | None, *, asked: bool) -> boo
     return decides
 
 
-def describe_machine() -> dict[str, Any]:
-    """What times depend on."""
+def describe_machine(device: str) -> dict[str, Any]:
+    """What times depend on; `device` as `place` tells it."""
+    from asr.device import described
     from eval.report import describe_machine as describe
 
-    return {**describe(), "cpus": os.cpu_count()}
+    return {**describe(described(device)), "cpus": os.cpu_count()}
 
 
 def load_utterances(data: Path) -> "list[Utterance]":
@@ -325,6 +362,7 @@ def transcribe(
     prompt: Prompt = "",
     hotwords: HotwordList = "",
     threads: Threads = None,
+    device: Device = "auto",
 ) -> None:
     """Write down what is said in a recording. Ctrl-C ends it early, with what was recognised so far."""
     from asr.audio import PcmDecoder, duration, stream_audio
@@ -344,7 +382,9 @@ def transcribe(
         audio = sources.at_speed_of_speech(audio)
     decides_when_to_wait(model, adapter, asked="delay_ms" in set_by_user(context))
     with replacing(out) as target:
-        engine = build_engine(model, slots=1, threads=threads, adapter=adapter, final_pass_thread=False)
+        engine = build_engine(
+            model, slots=1, threads=threads, adapter=adapter, device=device, final_pass_thread=False
+        )
         finals, interrupted = run(engine, audio, session, length_s=length_s, form=form, target=target)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -371,6 +411,10 @@ def serve(
             min=1,
             help="That decode, each with its share of the slots; the cores less one if not given, at most four.",
         ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1."),
     ] = None,
     chunk_ms: ForOthers[int] = None,
     delay_ms: ForOthers[int] = None,
@@ -406,6 +450,7 @@ def serve(
     from server.terminal import tell
 
     given: dict[str, Any] = {
+        "device": device,
         "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
         "chunk_ms": chunk_ms, "delay_ms": delay_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
         "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
@@ -414,12 +459,15 @@ def serve(
     }  # fmt: skip
     settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
     if decides_when_to_wait(settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set):
+    if not ray:  # whose replicas may have other devices
+        place(settings.model, settings.adapter, settings.device)  # what cannot be is refused before all else
         settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
     build = partial(
         build_pool,
         settings.model,
         slots=settings.slots,
         threads=settings.threads or (1 if ray else None),  # a replica has the cores that Ray reserves
+        device=settings.device,
         adapter=settings.adapter,
     )
     if ray:
@@ -447,6 +495,7 @@ def mic(
     model: Model = "tiny.en",
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
+    model_device: Device = "auto",
     delay_ms: DelayMs = 160,
     final_pass: SecondPass = "full",
     beam: Beam = 1,
@@ -465,8 +514,10 @@ def mic(
         typer.echo("\n".join(input_devices()) or "no microphone was found")
         return
     given = set_by_user(context)
-    if url is not None and (own := sorted(given & {"model", "adapter", "threads"})):
-        raise ValueError(f"--{own[0]} is for a model here: with --url it is the server's to choose")
+    if url is not None and (own := sorted(given & {"model", "adapter", "threads", "model_device"})):
+        raise ValueError(
+            f"--{own[0].replace('_', '-')} is for a model here: with --url it is the server's to choose"
+        )
     session = _session(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)
     chosen = int(device) if device and device.isdecimal() else device
     check_input(chosen)
@@ -482,7 +533,7 @@ def mic(
                 await talk(client, chosen)
         else:
             decides_when_to_wait(model, adapter, asked="delay_ms" in given)
-            engine = build_engine(model, slots=1, threads=threads, adapter=adapter)
+            engine = build_engine(model, slots=1, threads=threads, adapter=adapter, device=model_device)
             async with LocalClient(engine, session) as local:
                 await talk(local, chosen)
 

@@ -93,7 +93,12 @@ def load(model: Whisper, directory: Path, *, kind: Kind = CARELESS, trainable: b
             f"({kind.file} differs or is missing): train it again, starting from it (see CONTRIBUTING.md)"
         )
     try:
-        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+        adapted = PeftModel.from_pretrained(
+            model,
+            str(directory),
+            is_trainable=trainable,
+            torch_device=str(model.device),  # or a GPU, if there is one
+        )
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(f"the adapter in {directory} cannot be put on this model: {reason}") from error

@@ -15,7 +15,7 @@ def checked_name(name: str) -> str:
         ValueError: it is none of these.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
+        raise ValueError(f"no device is called {name!r}: use auto, cpu, cuda or cuda:N")
     return name
 
 
@@ -36,6 +36,12 @@ def choose(name: str) -> torch.device:
     if number >= n_gpus:
         raise ValueError(f"device {name}: torch sees {n_gpus} here, and counts from cuda:0")
     return torch.device("cuda", number)
+
+
+def described(device: torch.device | str) -> str:
+    """`cpu`, or a GPU's own name: what times depend on."""
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:

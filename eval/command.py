@@ -23,6 +23,7 @@ class House(Protocol):
     """What the front door hands to a command that lives in a room (asr_stream.py)."""
 
     def build_engine(self, model: str, **how: Any) -> Any: ...
+    def place(self, model: str, adapter: str | None, device: str) -> Any: ...
     def base_of(self, model: str, adapter: str | None) -> str: ...
     def set_by_user(self, context: typer.Context) -> set[str]: ...
     def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
@@ -84,6 +85,9 @@ def evaluate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the model; torch decides if not given.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1.")
+    ] = "auto",
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Hear the audio at the speed of speech.")
     ] = False,
@@ -128,8 +132,15 @@ def evaluate(
         jobs = 1 if realtime else max(1, min(_cores(), n_recognitions // WORTH_A_PROCESS))
     if threads is None and jobs > 1:
         threads = 1
+    where = str(house.place(model, adapter, device))
     build = partial(
-        house.build_engine, model, slots=batch, threads=threads, adapter=adapter, final_pass_thread=False
+        house.build_engine,
+        model,
+        slots=batch,
+        threads=threads,
+        adapter=adapter,
+        device=where,
+        final_pass_thread=False,
     )
     name = data.resolve().stem + (f"-{split}" if split else "")
     plan = sweep.Plan(
@@ -152,9 +163,8 @@ def evaluate(
                 done, total = n, of
                 show(n, of, f"{n} of {of}  {what}")
 
-            reports = sweep.evaluate(
-                plan, Workshop(build, model, house.base_of(model, adapter), threads), progress
-            )
+            workshop = Workshop(build, model, house.base_of(model, adapter), threads, where)
+            reports = sweep.evaluate(plan, workshop, progress)
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {done} of {total} are done; the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -35,17 +35,19 @@ class Workshop:
         model: name of what is evaluated.
         base: name of its base model, which the baselines use unmodified.
         threads: of each model; None leaves it to torch.
+        device: where the baselines compute.
     """
 
     build: Callable[[], Recogniser]
     model: str
     base: str
     threads: int | None = None
+    device: str = "cpu"
     _recognisers: dict[str, Recogniser] = field(default_factory=dict)
 
     @cached_property
     def decoder(self) -> OfflineDecoder:
-        return OfflineDecoder(for_serving(load(self.base)))
+        return OfflineDecoder(for_serving(load(self.base, device=self.device)))
 
     def recogniser(self, system: str, samples: Samples, options: SessionOptions) -> Recogniser:
         """The recogniser called `system`; a fresh one hears the beginning of `samples` unmeasured.

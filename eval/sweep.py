@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.audio import read_audio
+from asr.device import described
 from eval.alignment import align
 from eval.baselines import KINDS
 from eval.datasets import TimedWord, Utterance
@@ -194,7 +195,7 @@ def evaluate(
 def _machine(plan: Plan, workshop: Workshop) -> dict[str, Any]:
     """What is measured on from now on."""
     threads = {} if workshop.threads is None else {"threads": workshop.threads}
-    return describe_machine() | threads | {"jobs": plan.jobs}
+    return describe_machine(described(workshop.device)) | threads | {"jobs": plan.jobs}
 
 
 def _known_times(plan: Plan, log: Log, model: str, audio: dict[str, str]) -> dict[str, tuple[TimedWord, ...]]:

@@ -42,10 +42,11 @@ class House(Protocol):
     """What the front door hands to a command that lives in a room (asr_stream.py)."""
 
     def build_engine(self, model: str, **how: Any) -> Any: ...
+    def place(self, model: str, adapter: str | None, device: str) -> Any: ...
     def set_by_user(self, context: typer.Context) -> set[str]: ...
     def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
     def describe_adapter(self, model: str, adapter: str | None) -> str: ...
-    def describe_machine(self) -> dict[str, Any]: ...
+    def describe_machine(self, device: str) -> dict[str, Any]: ...
     def load_utterances(self, data: Path) -> Sequence[Any]: ...
     def measure_lookahead(
         self, models: Sequence[str], utterances: Sequence[Any], out: Path, **how: Any
@@ -124,6 +125,9 @@ def bench(
         Literal["full", "none"], typer.Option(help="Whether the base model hears each utterance again.")
     ] = "full",
     threads: Annotated[int | None, typer.Option(min=1, help="Of the model.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1.")
+    ] = "auto",
 ) -> None:
     """Measure speed: compute, concurrent streams, memory, an hour without a break. Ctrl-C keeps what there is."""
     from rich.console import Console
@@ -146,11 +150,13 @@ def bench(
         raise ValueError("these reports are about one --model; lookahead compares several")
     if house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context)):
         delay_ms = 0
+    device = str(house.place(model, adapter, device))
     bench = Bench(
         house,
         model,
         adapter,
         threads,
+        device,
         SessionOptions(chunk_ms=chunk_ms, delay_ms=delay_ms, final_pass=final_pass, beam=beam),
         house.load_utterances(data),
         streams=streams,
@@ -168,7 +174,7 @@ def bench(
         "delay_ms": delay_ms,
         "final_pass": final_pass,
         "threads": threads,  # null: as the server chooses
-        "machine": house.describe_machine(),
+        "machine": house.describe_machine(device),
     }
     passed = True
     compared = {"chunk_ms": chunk_ms, "beam": beam}  # by `compute`, whose rows say which
@@ -217,6 +223,7 @@ class Bench:
     model: str
     adapter: str | None
     threads: int | None
+    device: str
     options: "SessionOptions"
     utterances: Sequence[Any]
     streams: int | None
@@ -344,7 +351,12 @@ class Bench:
 
     def _engine(self) -> Any:
         return self.house.build_engine(
-            self.model, slots=1, threads=self.threads, adapter=self.adapter, final_pass_thread=False
+            self.model,
+            slots=1,
+            threads=self.threads,
+            adapter=self.adapter,
+            device=self.device,
+            final_pass_thread=False,
         )
 
     def _server(self, slots: int) -> list[str]:
@@ -357,6 +369,7 @@ class Bench:
             beam=self.options.beam,
             final_pass=self.options.final_pass,
             threads=self.threads,
+            device=self.device,
         )
 
     def _recordings(self, seconds: float | None = None) -> "list[Samples]":

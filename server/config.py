@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from asr.biasing import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords
+from asr.device import checked_name
 from streaming.session import DEFAULT_DELAY_MS, DELAY_MS
 
 PREFIX = "ASR_STREAM_"
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
 
     model: str = "tiny.en"
     adapter: str | None = None  # a folder; None takes the shipped one
+    device: str = "auto"  # cpu, cuda, cuda:1; auto: a GPU if there is one
     slots: int = Field(32, ge=1)  # conversations at once
     threads: int | None = Field(
         None, ge=1
@@ -94,6 +96,11 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         """The environment gives lists as one string, separated by commas."""
         return _listed(value.split(",")) if isinstance(value, str) else value
+    @field_validator("device")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return checked_name(value)
+
 
     @field_validator("hotwords")
     @classmethod

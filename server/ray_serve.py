@@ -3,6 +3,7 @@
 A WebSocket is one of Ray's requests, so requests under way are slots taken. Ray is an extra: it is imported late.
 """
 
+import asyncio
 import logging
 import os
 import re
@@ -45,6 +46,9 @@ RAY_ENVIRONMENT = {  # unless it says otherwise; of a Ray that we start
     "RAY_DEDUP_LOGS": "0",
 }
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5, 30
+METRICS_S = 5.0  # Prometheus gives up after 10 s unless it is told otherwise
+
+log = logging.getLogger("asr_stream.server")
 
 
 class RayError(RuntimeError):
@@ -123,6 +127,19 @@ def merge_metrics(pages: Mapping[str, str]) -> bytes:
     return generate_latest(Merged())
 
 
+def answers_in_time(asked: Any) -> dict[str, str]:
+    """The pages of those replicas that answer a broadcast within METRICS_S, by their names: one that hangs must not
+    hide the others from who looks after them."""
+    try:
+        answers = asked.results(timeout_s=METRICS_S, return_exceptions=True)
+    except TimeoutError:  # it was not even asked
+        answers = []
+    pages = dict(answer for answer in answers if isinstance(answer, tuple))
+    if missing := len(answers) - len(pages):
+        log.warning("%d of %d replicas did not tell their metrics in time", missing, len(answers))
+    return pages
+
+
 def application(settings: Settings, build: Callable[[], "EnginePool"], options: Mapping[str, Any]) -> Any:
     """The Ray Serve application: `build` is called once in every replica."""
     from ray import serve as ray_serve
@@ -136,10 +153,9 @@ def application(settings: Settings, build: Callable[[], "EnginePool"], options: 
 
     async def show_metrics(_: Request) -> Response:
         """Of all replicas: whoever asks reaches any one of them."""
-        handle = ray_serve.get_deployment_handle(NAME, NAME)
-        pages = await handle.broadcast("metrics").results_async(return_exceptions=True)
-        merged = merge_metrics(dict(page for page in pages if isinstance(page, tuple)))
-        return Response(merged, media_type=CONTENT_TYPE_LATEST)
+        asked = ray_serve.get_deployment_handle(NAME, NAME).broadcast("metrics")
+        pages = await asyncio.to_thread(answers_in_time, asked)  # asyncio's own waits for all or for none
+        return Response(merge_metrics(pages), media_type=CONTENT_TYPE_LATEST)
 
     class Replica:
         """One engine and the app around it."""
@@ -184,8 +200,9 @@ def serve(settings: Settings, build: Callable[[], "EnginePool"], replicas: Repli
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _connect()
     try:
-        options = deployment_options(settings, replicas, gpu=ray.cluster_resources().get("GPU", 0) > 0)
-        tell(f"starting {replicas.least} replicas, each with {options['ray_actor_options']}")
+        gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        options = deployment_options(settings, replicas, gpu=gpu)
+        _announce(settings, f"starting {replicas.least} replicas, each with {options['ray_actor_options']}")
         http = {
             "host": settings.host,
             "port": settings.port,
@@ -201,10 +218,10 @@ def serve(settings: Settings, build: Callable[[], "EnginePool"], replicas: Repli
             ) from error
         scheme = "wss" if settings.tls_cert else "ws"
         with _told_to_end() as ending:
-            sys.stderr.write(f"listening on {scheme}://{settings.host}:{settings.port}/v1/stream\n")
+            _announce(settings, f"listening on {scheme}://{settings.host}:{settings.port}/v1/stream")
             warn(settings)
             ending.wait()
-        tell("draining: once more to end at once")
+        _announce(settings, "draining: once more to end at once")
         patience_s = settings.drain_timeout_s + 2 * LAST_FRAMES_S
         handle.broadcast("drain").results(timeout_s=patience_s, return_exceptions=True)
     finally:
@@ -212,6 +229,14 @@ def serve(settings: Settings, build: Callable[[], "EnginePool"], replicas: Repli
         if not ray_serve.status().applications:
             ray_serve.shutdown()  # on a cluster that goes on its proxies would keep the port
         ray.shutdown()
+
+
+def _announce(settings: Settings, line: str) -> None:
+    """For whoever has started us; among JSON lines, one of them."""
+    if settings.log_format == "json":
+        log.info("%s", line)
+    else:
+        tell(line)
 
 
 def _connect() -> None:

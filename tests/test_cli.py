@@ -198,6 +198,7 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         (("transcribe", CLIP, "--chunk-ms", 310), "chunk_ms must be 100 to 1000 in steps of 20, not 310"),
         (("transcribe", "-", "--channels", 9), "9 channels are out of range"),
         (("transcribe", CLIP, "--beam", 9), "beam must be 1 to 8, not 9"),
+        (("transcribe", CLIP, "--device", "gpu"), "no device is called 'gpu': use auto, cpu, cuda or cuda:N"),
         (("transcribe", CLIP, "--hotwords", "Ada, ?"), "a hotword must have a letter or digit, not '?'"),
         (("transcribe", CLIP, "--hotwords", "@/no/such/file"), "/no/such/file: No such file"),
         (("transcribe", "-", "--rate", 1), "a sample rate of 1 Hz is out of range"),
@@ -208,10 +209,12 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         (("transcribe", CLIP, "--out", SAMPLES), "Is a directory"),
         (("serve", "--port", 99_999), "port: Input should be less than or equal to 65535"),
         (("serve", "--log-level", "loud"), "log_level: Input should be 'debug'"),
+        (("serve", "--device", "gpu"), "device: no device is called 'gpu'"),
         (("mic", "--url", "http://nowhere", "--list-devices"), ""),
         (("eval", "/no/such/data"), "no such file or folder"),
         (("eval", SAMPLES / "README.md"), "bad JSON"),
         (("mic", "--url", "ws://nowhere", "--threads", 1), "--threads is for a model here"),
+        (("mic", "--url", "ws://nowhere", "--model-device", "cpu"), "--model-device is for a model here"),
         (("eval",), "say what to evaluate"),
         (("eval", SAMPLES, "--chunk-ms", ","), "--chunk-ms takes a number"),
         (("eval", SAMPLES, "--realtime", "--batch", 2), "--realtime and --batch exclude each other"),
@@ -385,6 +388,27 @@ def test_a_transducer_is_evaluated_like_any_other(cli, head: Path, tmp_path: Pat
     assert (report["delay_ms"], report["final_pass"]) == (0, "none")
     assert report["word_times"] == "the reference aligned by tiny.en (1)"
     assert [one["model"] for one in report["baselines"].values()] == ["tiny.en"]
+
+
+@pytest.mark.parametrize(
+    "command", [("transcribe", CLIP), ("serve",), ("eval", SAMPLES / "manifest.jsonl"), ("bench", "long")]
+)
+def test_a_gpu_that_is_not_there_is_asked_for(cli, command, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = cli(*command, "--device", "cuda:0")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("asr-stream: device cuda:0: ")
+    assert done.stderr.endswith("`cpu` and `auto` work here\n") and done.stderr.count("\n") == 1
+
+
+def test_a_transducer_computes_on_a_cpu_only(cli, head: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert asr_stream.place("tiny.en", None, "auto").type == "cuda"
+    assert asr_stream.place(str(head), None, "auto").type == "cpu"
+    done = cli("transcribe", CLIP, "--model", head, "--device", "cuda")
+    assert done.exit_code == 2
+    assert done.stderr.endswith(f"transducers compute on a CPU; `cpu` and `auto` work for {head}\n")
 
 
 def test_a_server_tells_its_clients_that_there_is_no_delay(cli, head: Path, monkeypatch):

@@ -35,8 +35,8 @@ def test_what_is_there(monkeypatch: pytest.MonkeyPatch, n_gpus: int, name: str, 
         (0, "13.0", "cuda", "device cuda: torch finds no GPU that it can use; `cpu` and `auto` work here"),
         (0, None, "cuda:1", "device cuda:1: this torch was built for CPUs only; `cpu` and `auto` work here"),
         (2, "13.0", "cuda:2", "device cuda:2: torch sees 2 here, and counts from cuda:0"),
-        (2, "13.0", "gpu", "device must be auto, cpu, cuda or cuda:N, not 'gpu'"),
-        (2, "13.0", "cuda:-1", "device must be auto, cpu, cuda or cuda:N, not 'cuda:-1'"),
+        (2, "13.0", "gpu", "no device is called 'gpu': use auto, cpu, cuda or cuda:N"),
+        (2, "13.0", "cuda:-1", "no device is called 'cuda:-1': use auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_what_is_not(

@@ -204,13 +204,23 @@ class House:
         return self.decides
 
     def build_engine(self, model: str, **how: object) -> str:
-        assert how == {"slots": 1, "threads": None, "adapter": None, "final_pass_thread": False}
+        assert how == {
+            "slots": 1,
+            "threads": None,
+            "adapter": None,
+            "device": "cpu",
+            "final_pass_thread": False,
+        }
         return f"engine of {model}"
+
+    def place(self, model: str, adapter: str | None, device: str) -> str:
+        assert device == "auto"
+        return "cpu"
 
     def describe_adapter(self, model: str, adapter: str | None) -> str:
         return "careless 123"
 
-    def describe_machine(self) -> dict[str, object]:
+    def describe_machine(self, device: str) -> dict[str, object]:
         return {"cpu": "an abacus"}
 
     def load_utterances(self, data: Path) -> list[str]:

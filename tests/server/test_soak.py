@@ -169,7 +169,10 @@ class House:
     def describe_adapter(self, *_: object) -> str:
         return "careless 123"
 
-    def describe_machine(self) -> dict[str, object]:
+    def place(self, *_: object) -> str:
+        return "cpu"
+
+    def describe_machine(self, _: str) -> dict[str, object]:
         return {"cpu": "an abacus"}
 
     def load_utterances(self, _: Path) -> list[object]:

@@ -7,13 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+import asr_stream
+from asr.audio import read_audio
 from asr.biasing import Guidance, Hotwords
 from asr.captured import Graphs
 from asr.checkpoint import Whisper
 from asr.offline import OfflineDecoder
 from asr.precision import for_serving
 from asr.search import Hypothesis
+from streaming.events import Final, Partial
 from streaming.recognizer import WhisperRecognizer, WhisperState
+from streaming.session import SessionOptions
+from tests.conftest import SAMPLES
 from tests.contract import random_noises
 from tests.paper_gpu import PaperGpu, paper_gpu
 
@@ -140,6 +145,25 @@ def test_second_pass_says_on_paper_what_it_says_on_a_cpu(
     assert [(word.text, word.start, word.end) for word in said] == [
         (w.text, w.start, w.end) for w in expected
     ]
+
+
+def test_the_front_door_opens_on_a_gpu(
+    tiny_en: Whisper, gpu: PaperGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words of a real model on paper, in the type that serves on GPUs, through both passes."""
+    for name, answer in (("is_available", True), ("device_count", 1), ("is_bf16_supported", True)):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    engine = asr_stream.build_engine("tiny.en", slots=2, final_pass_thread=False)
+    session = engine.open(SessionOptions())
+    session.receive_samples(read_audio(SAMPLES / "austen-0880.flac"))
+    session.finish()
+    while engine.step():
+        pass
+    events = session.events()
+    for kind in (Partial, Final):
+        said = [event.text for event in events if isinstance(event, kind)]
+        assert "young man" in said[-1]
+    assert gpu.replays > gpu.captures > 0
 
 
 @pytest.mark.gpu
