@@ -167,8 +167,8 @@ def build_pool(
 ) -> "EnginePool":
     """What a server serves with: `threads` engines that share the weights and divide `slots`, a thread each.
 
-    `threads`: None takes the cores that torch sees, less one for second passes, MOST_ENGINES at most. Raises as
-    `build_engine`.
+    `threads`: None takes the cores that torch sees, less one for second passes, MOST_ENGINES at most; on a GPU one,
+    whose batches are the larger. Raises as `build_engine`.
     """
     import torch
 
