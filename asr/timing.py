@@ -60,8 +60,8 @@ class Calibration:
 RAW = Calibration()
 #: (model, final_pass) -> constants; "none" is the causal model with its adapter. Each line is what
 #: `python -m eval.calibration fit` prints for a run over training data; a new adapter needs new ones.
-#: tiny.en's stream has none: its probabilities are 2 to 3 % off as they are (ECE, two sets), constants fitted on either
-#: set make it worse on the other, and on training clips the adapter is hardly ever wrong.
+#: The stream of tiny.en has none: its probabilities are 2 to 3 % off as they are (ECE, two sets), constants fitted on
+#: either set make it worse on the other, and on training clips the adapter is hardly ever wrong.
 CALIBRATIONS: dict[tuple[str, str], Calibration] = {
     ("tiny.en", "full"): Calibration(slope=0.8861, offset=0.8489),  # 110 training clips, 5 % of words wrong
 }
