@@ -95,6 +95,7 @@ def _nan_if_null(seconds: float | None) -> float:
 
 def _event_as_json(event: Event) -> dict[str, Any]:
     fields = asdict(event)
+    fields.pop("bookmark", None)  # nobody resumes a trace
     if isinstance(event, Partial):
         del fields["words"]
     return {"event": type(event).__name__.lower()} | fields

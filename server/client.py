@@ -1,4 +1,4 @@
-"""A client that survives its server: it keeps the audio since the last final, reconnects, goes on."""
+"""A client that survives its server: it keeps the audio since the last bookmark, reconnects, goes on."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import json
 import random
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,10 +14,19 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from server.dial import SAMPLE_BYTES, ServerError, dial, encode, json_object, read_event, with_query
+from server.dial import (
+    SAMPLE_BYTES,
+    ServerError,
+    dial,
+    encode,
+    json_object,
+    read_bookmark,
+    read_event,
+    with_query,
+)
 from server.tape import Control, Tape
 from server.timeline import Timeline
-from streaming.events import Closed, Event, Fault, Final, Partial
+from streaming.events import Bookmark, Closed, Event, Fault, Final, Partial
 
 FRAME_BYTES = 2**15  # at most, of one WebSocket message: 1 s of 16 kHz s16le
 MAX_AHEAD_MS = 10_000  # audio sent and not yet decoded: pings and their answers wait behind it
@@ -86,6 +96,8 @@ class StreamClient:
         self._timeline = Timeline()  # what was heard
         self._decoded_ms = 0  # by the server of this connection
         self._furthest_ms = 0  # by any
+        self._bookmark: Bookmark | None = None  # where the tape begins; None at the very beginning
+        self._coming: Bookmark | None = None  # that of the final which comes next
         self.reconnections = 0
         self._owed = False  # words were told whose final is still to come, however late it is
 
@@ -222,8 +234,8 @@ class StreamClient:
         with contextlib.suppress(ConnectionClosed):  # seen where we listen
             if self._wishes:
                 await socket.send(json.dumps({"type": "start", **self._wishes}))
-            if self._tape.base_ms:
-                await socket.send(json.dumps({"type": "resume", "audio_ms": self._tape.base_ms}))
+            if self._bookmark is not None:
+                await socket.send(json.dumps({"type": "resume", **asdict(self._bookmark)}))
             number, said_ms = self._tape.first, float(self._tape.base_ms)
             while True:
                 number = max(number, self._tape.first)
@@ -247,15 +259,17 @@ class StreamClient:
     def _hear(self, message: dict[str, Any]) -> Event | None:
         """Notes how far the server is, forgets what is finished, tells the event: Closed only at the end."""
         event = read_event(message)
+        self._coming = read_bookmark(message) or self._coming
         self._decoded_ms = max(self._decoded_ms, message.get("audio_ms", 0))
         match event:
             case Final():
                 self._owed = False
-                self._tape.forget(event.audio_ms)
+                self._turn_page(event.audio_ms)
             case Partial():
                 self._owed = bool(event.text)
             case None if not self._owed:  # progress, which comes after all events of the audio it covers
-                self._tape.forget(self._decoded_ms - KEEP_MS)
+                if (kept_ms := self._decoded_ms - KEEP_MS) > self._tape.base_ms:
+                    self._go_on_from(Bookmark.at(kept_ms))
         if self._decoded_ms > self._furthest_ms:
             self._furthest_ms, self._tries = self._decoded_ms, 0
         self._moved.set()
@@ -266,6 +280,16 @@ class StreamClient:
         ):
             self._tell(event)
         return event
+
+    def _turn_page(self, audio_ms: int) -> None:
+        """What is before the final that ends at `audio_ms` is not needed any more; older servers set no bookmark."""
+        if self._coming is None or self._coming.audio_ms != audio_ms:
+            self._coming = Bookmark.at(audio_ms)
+        self._go_on_from(self._coming)
+
+    def _go_on_from(self, bookmark: Bookmark) -> None:
+        self._bookmark = bookmark
+        self._tape.forget(bookmark.from_ms)
 
     def _tell(self, event: Event) -> None:
         told = self._timeline.tell(event)

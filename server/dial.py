@@ -9,7 +9,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
+from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Partial, Word
 
 SAMPLE_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1}
 BUSY = {429, 502, 503, 504}  # HTTP statuses that pass
@@ -81,6 +81,12 @@ def read_event(message: dict[str, Any]) -> Event | None:
     if "words" in fields and kind is not Closed:
         fields["words"] = tuple(Word(**word) for word in fields["words"])
     return kind(**fields)
+
+
+def read_bookmark(message: dict[str, Any]) -> Bookmark | None:
+    """The bookmark that a server's message says, if it says one."""
+    fields = {key: value for key, value in message.items() if key != "type"}
+    return Bookmark(**fields) if message.get("type") == "bookmark" else None
 
 
 def encode(samples: np.ndarray, encoding: str) -> bytes:

@@ -26,9 +26,7 @@ class Difference:
     heard: str
     lost: int
     added: int  # doubled ones among them
-    otherwise: (
-        int  # worded otherwise: other batches round otherwise, and a resume lacks the silence before it
-    )
+    otherwise: int  # worded otherwise: other batches round otherwise
 
 
 def compare(clip: str, quiet: str, heard: str) -> Difference | None:

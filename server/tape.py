@@ -1,4 +1,4 @@
-"""What a client has said since the last final, kept so that it can be said again over a new connection."""
+"""What a client has said since the last bookmark, kept so that it can be said again over a new connection."""
 
 from typing import Literal
 

@@ -22,7 +22,7 @@ from asr.search import Hypothesis
 from asr.timing import TimedWord
 from streaming import policy
 from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity, milliseconds, samples_in
-from streaming.events import Endpoint, Fault, Final
+from streaming.events import MAX_CARRIED_CHARS, Bookmark, Endpoint, Fault, Final
 from streaming.final_pass import FinalJob, FinalPass
 from streaming.memory import give_back
 from streaming.recognizer import Recognizer
@@ -32,6 +32,7 @@ from streaming.utterance import Feed, Utterances, Verdict
 WARM_SESSIONS = 8  # more add no shape that is not soon met
 POLL_S = 0.01  # between two looks for a second pass
 STEPS_TO_TRIM = 256  # a minute or so
+MOST_CARRIED = 128  # tokens that a bookmark may bring: more than are said in what lies behind a cut
 
 
 @dataclass
@@ -46,6 +47,8 @@ class _Stream:
     utterance: int = 0
     shown: policy.Shown = field(default_factory=policy.Shown)
     received: int = 0  # samples taken from the session; the window may have heard silence beyond them
+    missing: int = 0  # samples still to come of what the session that this one goes on with had heard already
+    replayed: list[np.ndarray] = field(default_factory=list)  # those that have come
 
     @property
     def heard(self) -> int:
@@ -56,6 +59,11 @@ class _Stream:
     def delay_s(self) -> float:
         """How long after its end a word is due."""
         return self.guidance.delay_s or 0.0
+
+    @property
+    def wanted(self) -> int:
+        """How many samples are taken next."""
+        return min(self.missing, self.utterances.chunk) or self.utterances.chunk
 
     def ms(self, position: int) -> int:
         """A sample position on the session's timeline."""
@@ -135,7 +143,9 @@ class Engine:
             row = self._free.pop()
             session = Session(options, self._wake.set, notify)
             utterances = Utterances(samples_in(options.chunk_ms), self.endpoint)
-            self._streams.append(_Stream(session, row, utterances, guidance, second))
+            stream = _Stream(session, row, utterances, guidance, second)
+            stream.missing = samples_in(options.resume.heard_ms - options.resume.from_ms)
+            self._streams.append(stream)
         return session
 
     @property
@@ -184,13 +194,21 @@ class Engine:
     def step(self) -> bool:
         """One batch; False when nothing was ready."""
         self._release([s for s in self._current() if s.session.aborted])
-        taken = [(s, *piece) for s in self._current() if (piece := s.session.take(s.utterances.chunk))]
-        for stream, samples, _ in taken:
-            stream.received += len(samples)
-        self._run(self._schedule([(stream, samples) for stream, samples, ending in taken if not ending]))
+        taken = [(s, *piece) for s in self._current() if (piece := s.session.take(s.wanted))]
+        work, rests, chunks = [], [], []
         for stream, samples, ending in taken:
+            stream.received += len(samples)
+            if stream.missing:
+                more, samples = self._replay(stream, samples, ending)
+                work += more
             if ending:
-                self._finish_utterance(stream, samples)
+                rests.append((stream, samples))
+            elif len(samples):
+                chunks.append((stream, samples))
+        self._run(work + self._schedule(chunks))
+        for stream, rest in rests:
+            self._finish_utterance(stream, rest)
+        for stream, _, _ in taken:
             stream.session.decoded(stream.received)
             stream.session.tell()
         self._n_steps += bool(taken)
@@ -209,6 +227,32 @@ class Engine:
     def _current(self) -> list[_Stream]:
         with self._lock:
             return list(self._streams)
+
+    def _replay(self, stream: _Stream, samples: np.ndarray, ending: bool) -> tuple[list[_Work], np.ndarray]:
+        """Gathers what another session had heard behind its last final, and hears it at once, as that one did.
+
+        Returns:
+            What the recogniser must hear, and the samples that are to be heard as any others.
+        """
+        bookmark = stream.session.options.resume
+        stream.replayed.append(samples)
+        stream.missing -= len(samples)
+        if stream.missing and not ending:
+            return [], samples[:0]
+        replayed, complete = np.concatenate(stream.replayed), not stream.missing
+        stream.replayed, stream.missing = [], 0
+        if not complete:  # the client ends before: it was elsewhere
+            return [], replayed
+        feed = stream.utterances.recall(replayed, samples_in(bookmark.audio_ms - bookmark.from_ms))
+        carried = self._carried(bookmark.carried)
+        work = [_Work(stream, feed, Verdict.GO_ON, carried)] if feed is not None else []
+        return work, samples[:0]
+
+    def _carried(self, settled: str) -> tuple[int, ...]:
+        """The tokens that a window begins with behind a cut, be it in this session or in one that goes on with it."""
+        tokens = self._vocabulary.encode(settled) if settled else []
+        n = len(tokens) if len(tokens) <= MOST_CARRIED else 0
+        return self._recognizer.carried(Hypothesis(tuple(tokens[:n]), (0.0,) * n, (0,) * n, stable=n), 0)
 
     def _schedule(self, taken: list[tuple[_Stream, np.ndarray]]) -> list[_Work]:
         """Who speaks? Chunks -> what the recogniser must hear."""
@@ -269,7 +313,7 @@ class Engine:
         if utterances.open:
             self._end(stream)
         utterances.rewind(stream.received)
-        self._voice.reset(self._voice_state, torch.tensor([stream.row]))
+        self._forget_voices(stream)
         if session.drained:
             session.close()
             self._release([stream])
@@ -283,15 +327,20 @@ class Engine:
             self._show(stream, hypothesis)
         hypothesis = self._recognizer.settle(self._state, stream.row)
         self._show(stream, hypothesis)
+        samples, start, end = utterances.audio(), utterances.start, stream.heard
+        assert start is not None
+        utterances.end()
+        self._forget_voices(stream)
         if stream.shown.text:
-            stream.session.put(Endpoint(stream.utterance, stream.ms(stream.heard)))
+            stream.session.put(Endpoint(stream.utterance, stream.ms(end)))
             if self._second_pass(stream):  # it will know the times better, without making other streams wait
                 words = policy.rough_words(hypothesis, self._vocabulary, stream.delay_s)
             else:
-                words = self._recognizer.words(self._state, stream.row, utterances.audio())
-            assert utterances.start is not None
-            self._finalise(stream, words, utterances.audio(), utterances.start, stream.heard)
-        utterances.end()
+                words = self._recognizer.words(self._state, stream.row, samples)
+            # Where the client asked for the end, the silence that completed the last chunk leads nothing.
+            n_lead = utterances.n_lead if utterances.now == end else 0
+            bookmark = Bookmark(stream.ms(end), stream.ms(end - n_lead), stream.ms(end))
+            self._finalise(stream, words, samples, start, bookmark)
 
     def _turn(self, stream: _Stream) -> _Work:
         """Ends a full window in mid-speech; what was said behind the cut is heard again in the next one."""
@@ -299,30 +348,42 @@ class Engine:
         assert utterances.start is not None
         start, window = utterances.start, utterances.audio()
         before, feed = utterances.turn()
+        self._forget_voices(stream)
         self._recognizer.flush(self._state, stream.row, stream.guidance, behind=len(feed.samples))
         words = self._recognizer.words(self._state, stream.row, window)
         said = self._recognizer.said(self._state, stream.row)
         cut_s = len(before) / SAMPLE_RATE
         kept = [word for word in words if (word.start + word.end) / 2 < cut_s]
         n_tokens = sum(word.n_tokens for word in kept)
+        carried = list(self._recognizer.carried(said, n_tokens))
+        settled = self._vocabulary.text(carried).strip()[:MAX_CARRIED_CHARS]
         if kept:
             text = self._vocabulary.text(list(said.tokens[:n_tokens])).strip()
             stream.session.put(policy.whole(text, stream.utterance, stream.ms(stream.heard)))
-            self._finalise(stream, kept, before, start, start + len(before))
-        return _Work(stream, feed, Verdict.GO_ON, self._recognizer.carried(said, n_tokens))
+            cut_ms = stream.ms(min(utterances.start, stream.heard))
+            bookmark = Bookmark(cut_ms, cut_ms, stream.ms(stream.heard), settled)
+            self._finalise(stream, kept, before, start, bookmark)
+        return _Work(stream, feed, Verdict.GO_ON, self._carried(settled))
+
+    def _forget_voices(self, stream: _Stream) -> None:
+        """Voice activity begins anew: what is heard behind a final does not depend on what was before it.
+
+        So a session that resumes there goes on as this one does (silero-vad remembers tens of seconds).
+        """
+        self._voice.reset(self._voice_state, torch.tensor([stream.row]))
 
     def _second_pass(self, stream: _Stream) -> bool:
         """Whether the utterance that ends now is heard again: not if the client does not want it, or all is late."""
         return stream.session.options.final_pass == "full" and not self._final_pass.behind
 
     def _finalise(
-        self, stream: _Stream, words: list[TimedWord], samples: np.ndarray, start: int, end: int
+        self, stream: _Stream, words: list[TimedWord], samples: np.ndarray, start: int, bookmark: Bookmark
     ) -> None:
         """Puts out an utterance's final: the streaming words, or what the second pass makes of its audio."""
-        session, utterance, origin = stream.session, stream.utterance, stream.session.options.start_ms
+        session, utterance, begin_ms = stream.session, stream.utterance, stream.ms(start)
 
         def final(better: list[TimedWord] | None) -> list[Final]:
-            said = policy.final(better or words, utterance, start, end, origin)
+            said = policy.final(better or words, utterance, begin_ms, bookmark)
             return [said] if said else []
 
         if self._second_pass(stream):

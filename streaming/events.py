@@ -6,6 +6,10 @@ of an utterance, then its final; an utterance's final precedes the next one's pa
 
 from dataclasses import dataclass
 
+LONGEST_TIMELINE_MS = 10**12  # 31 years
+LONGEST_REPLAY_MS = 12_000  # more than any lead, or what lies behind a cut
+MAX_CARRIED_CHARS = 500
+
 
 @dataclass(frozen=True)
 class Word:
@@ -33,6 +37,36 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class Bookmark:
+    """Where a new session goes on behind a final, as the one that told it would have.
+
+    Its audio begins at `from_ms`. What lies before `audio_ms` is the silence that may lead the next utterance. What
+    lies between `audio_ms` and `heard_ms` was heard already, behind the cut where a full window turned in mid-speech.
+
+    Raises:
+        ValueError: with one clear line.
+    """
+
+    audio_ms: int  # the final's
+    from_ms: int
+    heard_ms: int
+    carried: str = ""  # words behind the cut that were settled
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.from_ms <= self.audio_ms <= self.heard_ms <= LONGEST_TIMELINE_MS:
+            raise ValueError("0 <= from_ms <= audio_ms <= heard_ms must hold")
+        if self.heard_ms - self.from_ms > LONGEST_REPLAY_MS or len(self.carried) > MAX_CARRIED_CHARS:
+            raise ValueError(
+                f"a bookmark spans {LONGEST_REPLAY_MS} ms and {MAX_CARRIED_CHARS} characters at most"
+            )
+
+    @classmethod
+    def at(cls, audio_ms: int) -> "Bookmark":
+        """Where nothing is known of what was before."""
+        return cls(audio_ms, audio_ms, audio_ms)
+
+
+@dataclass(frozen=True)
 class Final:
     """An utterance that is finished: its words never change again. Empty utterances have no final."""
 
@@ -41,7 +75,8 @@ class Final:
     words: tuple[Word, ...]
     start_ms: int
     end_ms: int
-    audio_ms: int  # audio safely finished: a resuming client replays from here
+    audio_ms: int  # audio safely finished
+    bookmark: Bookmark | None = None  # how to resume behind it
 
 
 @dataclass(frozen=True)

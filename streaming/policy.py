@@ -8,8 +8,7 @@ from asr.encoder import FRAMES_PER_SECOND
 from asr.search import Hypothesis
 from asr.timing import TimedWord
 from asr.words import Words
-from streaming.endpoint import milliseconds
-from streaming.events import Final, Partial, Word
+from streaming.events import Bookmark, Final, Partial, Word
 
 LONGEST_WORD_S = 0.6  # where nothing better is known of a word's start
 #: Less probable words are not shown while they are the newest: more than half of what was taken back began as one.
@@ -99,19 +98,17 @@ def whole(text: str, utterance: int, audio_ms: int) -> Partial:
     return Partial(utterance, text, len(text), audio_ms)
 
 
-def final(words: list[TimedWord], utterance: int, start: int, end: int, origin_ms: int) -> Final | None:
-    """The final of an utterance heard from sample `start` to `end`; None where nothing was said.
+def final(words: list[TimedWord], utterance: int, begin_ms: int, bookmark: Bookmark) -> Final | None:
+    """The final of an utterance heard from `begin_ms` to where the bookmark is; None where nothing was said.
 
     Args:
-        words: times in seconds from `start`.
-        origin_ms: of the session's timeline.
+        words: times in seconds from there.
     """
     if not words:
         return None
-    end_ms = origin_ms + milliseconds(end)
-    timed = _on_timeline(words, origin_ms + milliseconds(start), end_ms)
+    timed = _on_timeline(words, begin_ms, bookmark.audio_ms)
     text = " ".join(word.text for word in timed)
-    return Final(utterance, text, timed, timed[0].start_ms, timed[-1].end_ms, end_ms)
+    return Final(utterance, text, timed, timed[0].start_ms, timed[-1].end_ms, bookmark.audio_ms, bookmark)
 
 
 def _on_timeline(words: list[TimedWord], begin_ms: int, end_ms: int) -> tuple[Word, ...]:

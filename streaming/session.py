@@ -13,12 +13,13 @@ from asr.biasing import DEFAULT_BOOST, MAX_BEAM, MAX_BOOST, MAX_PROMPT_CHARS, ch
 from asr.checkpoint import LONGEST_DELAY_S
 from asr.encoder import SAMPLES_PER_FRAME
 from streaming.endpoint import milliseconds, samples_in
-from streaming.events import Closed, Event, Fault, Final
+from streaming.events import Bookmark, Closed, Event, Fault, Final
 
 CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
 DELAY_MS = (0, round(LONGEST_DELAY_S * 1000))
 DEFAULT_DELAY_MS = 160
 FINAL_PASSES = ("full", "none")
+BEGINNING = Bookmark.at(0)
 
 
 class Full(RuntimeError):
@@ -34,7 +35,7 @@ class SessionOptions:
     sample_rate: int = 16_000
     channels: int = 1
     final_pass: str = "full"  # full | none
-    start_ms: int = 0  # where the timeline goes on, after a lost connection
+    resume: Bookmark = BEGINNING  # where to go on, after a lost connection
     delay_ms: int = DEFAULT_DELAY_MS  # how long after its end a word is due: more waiting, fewer guesses
     beam: int = 1  # hypotheses; 1 is greedy search
     prompt: str = ""  # what was said or written before, for the second pass
@@ -50,8 +51,6 @@ class SessionOptions:
             raise ValueError(f"delay_ms must be {low} to {high} in steps of 20, not {self.delay_ms}")
         if self.final_pass not in FINAL_PASSES:
             raise ValueError(f"final_pass must be one of {', '.join(FINAL_PASSES)}, not {self.final_pass!r}")
-        if self.start_ms < 0:
-            raise ValueError(f"start_ms must not be negative, not {self.start_ms}")
         if not 1 <= self.beam <= MAX_BEAM:
             raise ValueError(f"beam must be 1 to {MAX_BEAM}, not {self.beam}")
         if len(self.prompt) > MAX_PROMPT_CHARS:
@@ -62,6 +61,11 @@ class SessionOptions:
             raise ValueError(f"hotword_boost must be 0 to {MAX_BOOST:g} nats, not {self.hotword_boost:g}")
         object.__setattr__(self, "hotwords", checked_hotwords(self.hotwords))
         PcmDecoder(self.encoding, self.sample_rate, self.channels)  # says itself what it cannot decode
+
+    @property
+    def start_ms(self) -> int:
+        """Where on the timeline the session's audio begins."""
+        return self.resume.from_ms
 
     @property
     def chunk_frames(self) -> int:

@@ -58,6 +58,11 @@ class Utterances:
         return self.start is not None
 
     @property
+    def n_lead(self) -> int:
+        """How much of the audio just heard would lead a window, in samples."""
+        return sum(map(len, self._lead))
+
+    @property
     def silence(self) -> int:
         """How long nobody has spoken in the open window."""
         return self.now - self.last_speech
@@ -84,19 +89,33 @@ class Utterances:
             self.last_speech = self.now - (len(speech) - 1 - int(above[-1])) * WINDOW
         return Feed(chunk, fresh=False), self._verdict()
 
+    def recall(self, audio: np.ndarray, n_lead: int) -> Feed | None:
+        """Goes on behind an utterance that other segmentation has ended; before anything else is heard.
+
+        Args:
+            audio: all since then, behind `n_lead` samples of silence that may lead the next utterance. Is there any,
+                a full window was turned, and another is open.
+
+        Returns:
+            What the recogniser must hear, if a window is open.
+        """
+        assert not self.now
+        self.now = len(audio)
+        if self.now == n_lead:
+            self._lead_with(audio)
+            return None
+        self.start, self._audio, self.last_speech = n_lead, [audio[n_lead:]], self.now
+        return Feed(audio[n_lead:], fresh=True)
+
     def audio(self) -> np.ndarray:
         """All samples of the open window."""
         return np.concatenate(self._audio)
 
     def end(self) -> None:
         """Closes the window; what is silent at its end leads the next one."""
-        silent = self.silence
+        n_lead = min(self.silence // self.chunk, self._lead_chunks) * self.chunk
         window, self._audio, self.start, self._open_run = self.audio(), [], None, False
-        self._lead = []
-        n_lead = min(silent // self.chunk, self._lead_chunks)
-        for i in range(n_lead, 0, -1):
-            stop = len(window) - (i - 1) * self.chunk
-            self._remember(window[stop - self.chunk : stop])
+        self._lead_with(window[len(window) - n_lead :])
 
     def rewind(self, position: int) -> None:
         """Takes back the silence that was heard beyond the stream's audio; no window may be open."""
@@ -120,6 +139,7 @@ class Utterances:
         cut = len(window) - (len(window) - cut) // self.chunk * self.chunk
         self.start += cut
         self._audio = [window[cut:]]
+        self.last_speech = self.now  # somebody is speaking; nothing of before the cut is needed any more
         return window[:cut], Feed(window[cut:], fresh=True)
 
     def _begins(self, speech: np.ndarray) -> bool:
@@ -127,6 +147,9 @@ class Utterances:
         flags = np.concatenate([[self._open_run], speech >= self.options.onset])
         self._open_run = bool(flags[-1])
         return bool((flags[1:] & flags[:-1]).any())
+
+    def _lead_with(self, silence: np.ndarray) -> None:
+        self._lead = [silence[i : i + self.chunk] for i in range(0, len(silence), self.chunk)]
 
     def _remember(self, chunk: np.ndarray) -> None:
         self._lead = [*self._lead, chunk][-self._lead_chunks :]

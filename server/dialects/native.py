@@ -2,15 +2,17 @@
 
 Query: model, chunk_ms, sample_rate, encoding (s16le, f32le, mulaw), channels, language (en), final_pass
 (full, none), words, interim, progress (booleans), beam, prompt, hotwords (separated by commas), hotword_boost.
-Client texts: finalize, keepalive, close, resume {audio_ms}, start {beam, prompt, hotwords (a list), hotword_boost}
-for what is too long for a query. Server texts: ready, partial, final, endpoint, progress, closed, error. The session
-is opened at the first audio, finalize or close, so that a resume before it can set the timeline.
+Client texts: finalize, keepalive, close, resume {audio_ms, from_ms, heard_ms, carried}, start {beam, prompt, hotwords
+(a list), hotword_boost} for what is too long for a query. Server texts: ready, partial, bookmark, final, endpoint,
+progress, closed, error. The session is opened at the first audio, finalize or close, so that a resume before it can
+set the timeline. To resume behind a final is to send what its bookmark holds, and the audio from its from_ms on; of a
+client that knows audio_ms alone, the audio from there on.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from server.dialects import (
     Audio,
@@ -23,7 +25,7 @@ from server.dialects import (
     authorization,
     is_text,
 )
-from streaming.events import Closed, Event, Fault, Final, Partial
+from streaming.events import Bookmark, Closed, Event, Fault, Final, Partial
 from streaming.session import SessionOptions
 
 NUMBERS = ("chunk_ms", "delay_ms", "sample_rate", "channels", "beam")
@@ -36,7 +38,6 @@ STARTS: dict[str, type | tuple[type, ...]] = {
     "hotwords": list,
     "hotword_boost": (int, float),
 }
-MAX_RESUME_MS = 10**12  # 31 years
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Native(Lifecycle):
             case "close":
                 return self.finish()
             case "resume":
-                return self._resume(message.get("audio_ms"))
+                return self._resume(message)
             case "start":
                 return self._start({key: value for key, value in message.items() if key != "type"})
         return [
@@ -143,7 +144,8 @@ class Native(Lifecycle):
                 self.reported_ms = event.audio_ms
                 return [self._event("partial", event)]
             case Final():
-                return [self._event("final", event)]
+                bookmark = [_message("bookmark", **asdict(event.bookmark))] if event.bookmark else []
+                return [*bookmark, self._event("final", event)]
             case Closed():
                 self.finished = True
                 return [self._event("closed", event), self.farewell]
@@ -160,13 +162,21 @@ class Native(Lifecycle):
         self.reported_ms = audio_ms
         return [_message("progress", audio_ms=audio_ms)]
 
-    def _resume(self, audio_ms: object) -> list[Step]:
-        if not isinstance(audio_ms, int) or isinstance(audio_ms, bool) or not 0 <= audio_ms <= MAX_RESUME_MS:
-            return [_mistake("bad_text", "resume needs audio_ms, an integer that is not negative")]
+    def _resume(self, message: dict[str, Any]) -> list[Step]:
         if self.opened:
             return [_mistake("bad_order", "resume must come before any audio: reconnect to resume")]
-        self.options = replace(self.options, start_ms=audio_ms)
-        self.reported_ms = audio_ms
+        audio_ms, carried = message.get("audio_ms"), message.get("carried", "")
+        from_ms, heard_ms = (message.get(name, audio_ms) for name in ("from_ms", "heard_ms"))
+        if not (
+            _is_integer(audio_ms) and _is_integer(from_ms) and _is_integer(heard_ms) and is_text(carried)
+        ):
+            return [_mistake("bad_text", "resume needs audio_ms, an integer, or all that a bookmark holds")]
+        try:
+            bookmark = Bookmark(audio_ms, from_ms, heard_ms, carried)
+        except ValueError as error:
+            return [_mistake("bad_text", f"resume: {error}")]
+        self.options = replace(self.options, resume=bookmark)
+        self.reported_ms = self.options.start_ms
         return []
 
     def _start(self, wishes: dict[str, Any]) -> list[Step]:
@@ -188,6 +198,7 @@ class Native(Lifecycle):
 
     def _event(self, kind: str, event: Event) -> Send:
         fields = asdict(event)
+        fields.pop("bookmark", None)  # it has its own message, which clients may ignore
         if not self.words and isinstance(event, Partial | Final):
             del fields["words"]
         return _message(kind, **fields)
@@ -199,6 +210,10 @@ def _message(kind: str, **fields: object) -> Send:
 
 def _mistake(code: str, message: str) -> Fault:
     return Fault(code, message, fatal=True)
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(name: str, text: str) -> int:

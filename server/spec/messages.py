@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from asr.audio import HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS
 from asr.biasing import MAX_BEAM, MAX_BOOST, MAX_HOTWORD_CHARS, MAX_HOTWORDS, MAX_PROMPT_CHARS
 from server.dialects.deepgram import CHANNEL, ENCODINGS, RELIED_ON, SHORTEST_GAP_MS
-from server.dialects.native import MAX_RESUME_MS
 from server.dialects.realtime import EVENTS
 from server.dialects.realtime_session import DELAYS_MS, FORMATS, LOGPROBS
 from server.page import STEP_MS
@@ -25,7 +24,15 @@ from server.spec.schema import (
     open_record,
     record,
 )
-from streaming.events import Closed, Endpoint, Fault, Final, Partial
+from streaming.events import (
+    LONGEST_TIMELINE_MS,
+    MAX_CARRIED_CHARS,
+    Closed,
+    Endpoint,
+    Fault,
+    Final,
+    Partial,
+)
 from streaming.session import CHUNK_MS, DELAY_MS, FINAL_PASSES, SessionOptions
 
 RATE = between(LOWEST_RATE, HIGHEST_RATE)
@@ -89,18 +96,23 @@ def _native() -> Vocabulary:
     limits = record(max_frame_bytes=INTEGER, max_backlog_ms=INTEGER, idle_timeout_ms=INTEGER)
     ready = {"session": TEXT, "model": TEXT, "chunk_ms": INTEGER, "delay_ms": INTEGER, "limits": limits}
     start = {"beam": numbers["beam"], "prompt": PROMPT, "hotwords": HOTWORDS, "hotword_boost": boost}
+    time = between(0, LONGEST_TIMELINE_MS)
+    carried = TEXT | {"maxLength": MAX_CARRIED_CHARS}
+    bookmark = {"audio_ms": time, "from_ms": time, "heard_ms": time, "carried": carried}
+    final = {name: schema for name, schema in fields_of(Final).items() if name != "bookmark"}
     return Vocabulary(
         chosen | numbers | texts | dict.fromkeys(("words", "interim", "progress"), flag),
         {
             "audio": BYTES,
             "start": _typed("start", start, *start),
-            "resume": _asked("resume", audio_ms=between(0, MAX_RESUME_MS)),
+            "resume": _asked("resume", ("from_ms", "heard_ms", "carried"), **bookmark),
             **{kind: _asked(kind) for kind in ("finalize", "keepalive", "close")},
         },
         {
             "ready": _typed("ready", ready | chosen),
             "partial": _typed("partial", fields_of(Partial), "words"),
-            "final": _typed("final", fields_of(Final), "words"),
+            "bookmark": _typed("bookmark", bookmark),
+            "final": _typed("final", final, "words"),
             "endpoint": _typed("endpoint", fields_of(Endpoint)),
             "progress": _typed("progress", {"audio_ms": INTEGER}),
             "closed": _typed("closed", fields_of(Closed)),

@@ -1,5 +1,5 @@
 // One conversation with the server, over one connection or several: what server/client.py is in Python.
-// It keeps the audio since the last final; after a lost connection it resumes there, and nothing is told twice.
+// It keeps the audio since the last bookmark; after a lost connection it resumes there, and nothing is told twice.
 
 const MAX_AHEAD_MS = 10_000; // audio sent and not yet decoded
 const KEEP_MS = 60_000; // longer than any utterance: audio decoded that long ago, with no word told, was silence
@@ -47,7 +47,7 @@ async function refusal(key) {
   }
 }
 
-/** What was said since the last final: Int16Arrays, and "close" at the end. Entries are numbered from 0 on. */
+/** What was said since the last bookmark: Int16Arrays, and "close" at the end. Entries are numbered from 0 on. */
 class Tape {
   constructor(rate, startMs) {
     this.rate = rate;
@@ -105,6 +105,8 @@ export class Conversation {
   #options;
   #tell;
   #tape;
+  #bookmark = null; // where the tape begins; null at the very beginning
+  #coming = null; // that of the final which comes next
   #socket; #keepalive;
   #over = false; // given up by the caller
   #met = false; // the server has answered before
@@ -124,6 +126,7 @@ export class Conversation {
     this.#options = options;
     this.#tell = tell;
     this.#tape = new Tape(options.rate, options.startMs);
+    if (options.startMs) this.#bookmark = { audio_ms: options.startMs };
     this.#furthestMs = options.startMs;
   }
 
@@ -211,7 +214,7 @@ export class Conversation {
       opened = this.#met = true;
       this.#next = this.#tape.first;
       this.#saidMs = this.#tape.baseMs;
-      if (this.#saidMs) this.#send({ type: "resume", audio_ms: this.#saidMs });
+      if (this.#bookmark) this.#send({ ...this.#bookmark, type: "resume" });
       this.#tell.state(this.#tape.closed ? "finishing" : "listening");
       this.#speak();
     };
@@ -246,13 +249,28 @@ export class Conversation {
     }
   }
 
+  /** What is before the bookmark is not needed any more. */
+  #goOnFrom(bookmark) {
+    this.#bookmark = bookmark;
+    this.#tape.forget(bookmark.from_ms ?? bookmark.audio_ms);
+  }
+
   #hear(message) {
+    if (message.type === "bookmark") {
+      this.#coming = message;
+      return;
+    }
     if (message.audio_ms !== undefined) {
       this.#decodedMs = Math.max(this.#decodedMs, message.audio_ms);
       if (message.type === "partial") this.#owed = message.text !== "";
       if (message.type === "final") this.#owed = false;
-      if (message.type === "final") this.#tape.forget(message.audio_ms);
-      else if (message.type === "progress" && !this.#owed) this.#tape.forget(this.#decodedMs - KEEP_MS);
+      const keptMs = this.#decodedMs - KEEP_MS;
+      if (message.type === "final") {
+        const known = this.#coming?.audio_ms === message.audio_ms;
+        this.#goOnFrom(known ? this.#coming : { audio_ms: message.audio_ms });
+      } else if (message.type === "progress" && !this.#owed && keptMs > this.#tape.baseMs) {
+        this.#goOnFrom({ audio_ms: keptMs });
+      }
       if (this.#decodedMs > this.#furthestMs) [this.#furthestMs, this.#tries] = [this.#decodedMs, 0];
     }
     if (message.type === "partial" || message.type === "progress") {

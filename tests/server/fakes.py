@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
+from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Partial, Word
 from streaming.session import Full, SessionOptions
 
 BLOCK_MS = 100
@@ -106,19 +106,22 @@ class FakeSession:
 
     def _hear(self, number: int) -> None:
         start_ms, self.decoded_ms = self.decoded_ms, self.decoded_ms + BLOCK_MS
+        if start_ms < self.options.resume.audio_ms:
+            return  # it leads what follows, and says nothing itself
         if number:
             self._words.append(Word(f"w{number}", start_ms, self.decoded_ms, 1.0))
         else:
-            self._end_utterance()
+            self._end_utterance(lead_ms=BLOCK_MS)
 
-    def _end_utterance(self) -> None:
+    def _end_utterance(self, lead_ms: int = 0) -> None:
         if not self._words:
             return
         words, self._words = tuple(self._words), []
         line = " ".join(word.text for word in words)
         start_ms, end_ms = words[0].start_ms, words[-1].end_ms
         self._events.append(Endpoint(self._utterance, self.decoded_ms))
-        self._events.append(Final(self._utterance, line, words, start_ms, end_ms, self.decoded_ms))
+        bookmark = Bookmark(self.decoded_ms, self.decoded_ms - lead_ms, self.decoded_ms)
+        self._events.append(Final(self._utterance, line, words, start_ms, end_ms, self.decoded_ms, bookmark))
         self._utterance += 1
         self._finals += 1
         self._said += len(words)

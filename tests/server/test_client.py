@@ -93,7 +93,7 @@ def test_a_broken_model_is_tried_again():
     async def main():
         async with serving() as running, StreamClient(running.url) as client:
             await client.send(speech(1, 2, 0))
-            await until(lambda: client._tape.base_ms == 300)
+            await until(lambda: client._tape.base_ms == 200)
             running.engine.break_next = True
             await client.send(speech(3, 4, 5))
             await client.close()
@@ -120,7 +120,7 @@ def test_every_connection_is_told_what_the_speaker_may_say(monkeypatch):
         chosen = StreamClient(first.url, prompt="A ship.", hotwords=("Ishmael", "Moby Dick"), retries=100)
         async with chosen as client:
             await client.send(speech(1, 2, 0))
-            await until(lambda: client._tape.base_ms == 300)
+            await until(lambda: client._tape.base_ms == 200)
             await first.kill()
             second = await start(FakeEngine(), port=first.port, beam=2)
             await client.send(speech(3))

@@ -2,26 +2,31 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 import streaming.engine
+from asr.audio import read_audio
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.timing import TimedWord
 from streaming.endpoint import EndpointOptions, VoiceActivity, samples_in
 from streaming.engine import Engine
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial
+from streaming.events import MAX_CARRIED_CHARS, Bookmark, Closed, Endpoint, Event, Fault, Final, Partial
 from streaming.recognizer import FLUSH_MS, WhisperRecognizer
 from streaming.session import Full, Session, SessionOptions
 from tests.contract import CHECKS, Check, Outputs, Subject, fill_with_nan, random_noises
 
 RATE = 16_000
+SAMPLES = Path(__file__).parents[2] / "samples"
 IMPATIENT = EndpointOptions(silence_ms=300, longest_ms=10_000)
 NO_SECOND_PASS = SessionOptions(chunk_ms=400, final_pass="none")
 
@@ -33,10 +38,14 @@ class LoudVoice(VoiceActivity):
         pass
 
     def _features(self, seen: Tensor) -> Tensor:
-        return seen[:, 64:].abs().mean(1)
+        return seen[:, 64:].abs().mean(1, keepdim=True)
 
-    def _speech(self, features: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
-        return (features > 0.01).float(), recurrent
+    @staticmethod
+    def _recurrent(features: PackedSequence, state: tuple[Tensor, Tensor]) -> tuple[PackedSequence, Any]:
+        return features, state
+
+    def _probabilities(self, hidden: Tensor) -> Tensor:
+        return (hidden > 0.01).float().squeeze(1)
 
 
 @pytest.fixture
@@ -273,7 +282,7 @@ def test_the_client_may_end_an_utterance(make_engine: Callable[..., Engine]) -> 
 def test_a_timeline_may_go_on_from_a_lost_connection(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     plain = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
-    options = SessionOptions(chunk_ms=400, final_pass="none", start_ms=60_000)
+    options = SessionOptions(chunk_ms=400, final_pass="none", resume=Bookmark.at(60_000))
     later = converse(engine, engine.open(options), TWO_UTTERANCES)
     assert [event.audio_ms for event in later] == [event.audio_ms + 60_000 for event in plain]
     finals = [[e for e in events if isinstance(e, Final)] for events in (plain, later)]
@@ -313,6 +322,85 @@ def test_settled_words_behind_a_turn_open_the_next_utterance(make_engine: Callab
             assert following.stable >= len(carried)
             n_carried += bool(carried)
     assert n_carried
+
+
+# --- resuming ---------------------------------------------------------------------------------------
+
+
+def resumed_at_every_final(engine: Engine, options: SessionOptions, samples: np.ndarray) -> list[tuple]:
+    """One conversation over many sessions: each is left at its first final, and the next goes on behind it."""
+    story: list[Event] = []
+    n_finals = 0
+    while True:
+        session = engine.open(options)
+        events: list[Event] = []
+        for start in range(options.start_ms * RATE // 1000, len(samples), 3_333):
+            session.receive_samples(samples[start : start + 3_333])
+            while not finals_of(events) and engine.step():
+                events += session.events()
+        left = [i for i, event in enumerate(events) if isinstance(event, Final)]
+        if left:
+            session.abort()
+            engine.step()
+        else:
+            session.finish()
+            work_off(engine)
+            events += session.events()
+        heard = events[: left[0] + 1] if left else events[:-1]
+        story += [replace(event, utterance=event.utterance + n_finals) for event in heard]
+        if not left:
+            return [told(event) for event in story]
+        n_finals += 1
+        options = replace(options, resume=story[-1].bookmark)
+
+
+@pytest.mark.parametrize("chunk_ms", [100, 400, 1000])
+def test_a_session_that_resumes_goes_on_as_the_undisturbed_one(
+    make_engine: Callable[..., Engine], chunk_ms: int
+) -> None:
+    """Behind pauses, and behind cuts in mid-speech: the same words, at the same times, shown at the same moments."""
+    options = SessionOptions(chunk_ms=chunk_ms, final_pass="none")
+    samples = speech((0.3, 1.5), (2.3, 24.0), (25.0, 26.2), seconds=27.0)
+    engine = make_engine(1)
+    undisturbed = converse(engine, engine.open(options), samples)
+    finals = [event for event in undisturbed if isinstance(event, Final)]
+    turned = [final.bookmark for final in finals if final.bookmark.heard_ms > final.audio_ms]
+    led = [final.bookmark for final in finals if final.bookmark.from_ms < final.audio_ms]
+    assert len(turned) > 1
+    assert led or chunk_ms == 1000  # longer than the silence that ends an utterance
+    assert any(bookmark.carried for bookmark in turned)
+    story = resumed_at_every_final(engine, options, samples)
+    assert story == [told(event) for event in undisturbed[:-1]]
+
+
+def test_silero_vad_hears_the_same_behind_a_bookmark(tiny: Whisper) -> None:
+    """It remembers tens of seconds, and so it forgets at every final."""
+    clips = [read_audio(SAMPLES / name) for name in ("austen-0870.flac", "jfk.wav")]
+    engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", 1, final_pass_thread=False, endpoint=IMPATIENT)
+    undisturbed = converse(engine, engine.open(NO_SECOND_PASS), np.concatenate(clips))
+    story = resumed_at_every_final(engine, NO_SECOND_PASS, np.concatenate(clips))
+    assert story == [told(event) for event in undisturbed[:-1]]
+    assert len(finals_of(undisturbed)) > 3
+    engine.close()
+
+
+def test_a_client_that_ends_before_its_bookmark_is_heard_all_the_same(
+    make_engine: Callable[..., Engine],
+) -> None:
+    engine = make_engine(1)
+    options = replace(NO_SECOND_PASS, resume=Bookmark(0, 0, 9_000, carried="word " * 99))
+    expected = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
+    events = converse(engine, engine.open(options), TWO_UTTERANCES)
+    assert finals_of(events) == finals_of(expected) != []
+
+
+def test_more_than_anybody_says_is_not_carried(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(1)
+    bookmark = Bookmark(1_000, 1_000, 3_000, carried="\U0001f600" * MAX_CARRIED_CHARS)
+    options = replace(NO_SECOND_PASS, resume=bookmark)
+    events = converse(engine, engine.open(options), speech((0.0, 3.0), seconds=4.0))
+    (final,) = (event for event in events if isinstance(event, Final))
+    assert "\U0001f600" not in final.text
 
 
 # --- the second pass --------------------------------------------------------------------------------

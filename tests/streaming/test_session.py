@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asr.checkpoint import LONGEST_DELAY_S
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
+from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Partial, Word
 from streaming.session import DELAY_MS, Session, SessionOptions
 
 CHUNK = 4_800
@@ -39,13 +39,20 @@ def taken(conversation: Session, n: int = CHUNK) -> list[tuple[list[float], bool
 
 
 @pytest.mark.parametrize(
+    "bookmark", [(-1, -1, -1), (5, 6, 7), (5, 4, 4), (0, 0, 10**13), (0, 0, 12_001), (0, 0, 0, "x" * 501)]
+)
+def test_impossible_bookmarks_are_refused_in_one_line(bookmark: tuple) -> None:
+    with pytest.raises(ValueError, match=r"^.*(must hold|at most)$"):
+        Bookmark(*bookmark)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"chunk_ms": 90},
         {"chunk_ms": 1020},
         {"chunk_ms": 310},
         {"final_pass": "half"},
-        {"start_ms": -1},
         {"encoding": "opus"},
         {"sample_rate": 7_999},
         {"channels": 0},
@@ -174,7 +181,7 @@ def test_no_event_overtakes_a_promise() -> None:
 
 
 def test_totals_are_counted_however_often_events_are_taken() -> None:
-    conversation = session(start_ms=5_000)
+    conversation = session(resume=Bookmark.at(5_000))
     conversation.receive_samples(numbered(0, 16_000))
     told: list[Event] = []
     for i in range(3):
@@ -231,7 +238,7 @@ def test_both_sides_are_woken() -> None:
 
 
 def test_progress_is_on_the_sessions_timeline() -> None:
-    conversation = session(start_ms=1_000)
+    conversation = session(resume=Bookmark.at(1_000))
     assert conversation.decoded_ms == 1_000
     conversation.decoded(8_000)
     assert conversation.decoded_ms == 1_500

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from server.dialects import CLOSE_REASON_BYTES, Audio, Close, Finalize, Finish, Open, Send, Step, Terms
 from server.dialects.native import Native
-from streaming.events import Closed, Endpoint, Fault, Final, Partial, Word
+from streaming.events import Bookmark, Closed, Endpoint, Fault, Final, Partial, Word
 from streaming.session import SessionOptions
 
 TERMS = Terms("tiny.en", 300, "full", max_frame_bytes=2**20, max_backlog_s=5, idle_timeout_s=10)
@@ -31,7 +31,7 @@ def text(**fields: object) -> str:
 
 def test_the_query_sets_the_session():
     dialect = native(chunk_ms="500", sample_rate="8000", encoding="mulaw", channels="2", language="en-US")
-    assert dialect.receive(b"\x00")[0] == Open(SessionOptions(500, "mulaw", 8000, 2, "full", 0))
+    assert dialect.receive(b"\x00")[0] == Open(SessionOptions(500, "mulaw", 8000, 2, "full"))
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,22 @@ def test_start_comes_before_audio():
 def test_resume_sets_the_timeline_and_must_come_first():
     dialect = native()
     assert dialect.receive(text(type="resume", audio_ms=4200)) == []
-    assert dialect.receive(b"ab")[0] == Open(SessionOptions(start_ms=4200))
+    assert dialect.receive(b"ab")[0] == Open(SessionOptions(resume=Bookmark.at(4200)))
     (fault,) = dialect.receive(text(type="resume", audio_ms=0))
     assert isinstance(fault, Fault)
     assert fault.code == "bad_order"
+
+
+def test_a_bookmark_comes_before_its_final_and_goes_back_as_it_is():
+    bookmark = Bookmark(4200, 3900, 4200, "")
+    told, final = map(message, native().render(Final(0, "hi", (WORD,), 0, 400, 4200, bookmark)))
+    assert told == {"type": "bookmark", "audio_ms": 4200, "from_ms": 3900, "heard_ms": 4200, "carried": ""}
+    assert (final["type"], "bookmark" in final) == ("final", False)
+    dialect = native(progress="true")
+    assert dialect.receive(text(**(told | {"type": "resume"}))) == []
+    assert dialect.receive(b"ab")[0] == Open(SessionOptions(resume=bookmark))
+    assert dialect.progress(3900) == []
+    assert message(dialect.progress(4000)[0])["audio_ms"] == 4000
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,11 @@ def test_resume_sets_the_timeline_and_must_come_first():
         ('{"type": "resume"}', 1007),
         ('{"type": "resume", "audio_ms": true}', 1007),
         ('{"type": "resume", "audio_ms": -1}', 1007),
+        ('{"type": "resume", "audio_ms": 5, "from_ms": 6}', 1007),
+        ('{"type": "resume", "audio_ms": 5, "heard_ms": null}', 1007),
+        ('{"type": "resume", "audio_ms": 0, "heard_ms": 99999}', 1007),
+        ('{"type": "resume", "audio_ms": 5, "carried": 5}', 1007),
+        ('{"type": "resume", "audio_ms": 5, "carried": "\\ud800"}', 1007),
         ('{"type": "sing"}', 1003),
     ],
 )
