@@ -447,11 +447,10 @@ def serve(
     from asr.biasing import read_hotwords
     from server.app import serve as run
     from server.config import read_settings
-    from server.terminal import tell
 
     given: dict[str, Any] = {
-        "device": device,
         "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
+        "device": device,
         "chunk_ms": chunk_ms, "delay_ms": delay_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
         "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
         "api_key_file": api_key_file, "origins": origins and tuple(origins),
@@ -459,16 +458,16 @@ def serve(
     }  # fmt: skip
     settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
     if decides_when_to_wait(settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set):
+        settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
     if not ray:  # whose replicas may have other devices
         place(settings.model, settings.adapter, settings.device)  # what cannot be is refused before all else
-        settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
     build = partial(
         build_pool,
         settings.model,
         slots=settings.slots,
         threads=settings.threads or (1 if ray else None),  # a replica has the cores that Ray reserves
-        device=settings.device,
         adapter=settings.adapter,
+        device=settings.device,
     )
     if ray:
         from server.ray_serve import Replicas
@@ -478,12 +477,7 @@ def serve(
         return
     if replicas is not None:
         raise ValueError("--replicas are Ray's: add --ray")
-    engine = build()
-    if settings.log_format == "text":
-        tell(
-            "to talk to the address below: asr-stream mic --url URL; to end: Ctrl-C, which lets clients finish"
-        )
-    run(settings, engine)
+    run(settings, build)
 
 
 @app.command()
@@ -495,13 +489,13 @@ def mic(
     model: Model = "tiny.en",
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
-    model_device: Device = "auto",
     delay_ms: DelayMs = 160,
     final_pass: SecondPass = "full",
     beam: Beam = 1,
     prompt: Prompt = "",
     hotwords: HotwordList = "",
     threads: Threads = None,
+    model_device: Device = "auto",
 ) -> None:
     """Show what is said into the microphone while it is said. A server's key is taken from ASR_STREAM_API_KEY."""
     import asyncio

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -272,6 +272,9 @@ class Server(uvicorn.Server):
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             self._announce(f"listening on {scheme}://{address}/v1/stream")
             self._announce(f"a page to try it: {page}://{address}/")
+            self._announce(
+                f"from a terminal: asr-stream mic --url {scheme}://{address}/v1/stream (Ctrl-C ends either)"
+            )
         warn(settings)
 
     def _announce(self, line: str) -> None:
@@ -296,8 +299,9 @@ def warn(settings: Settings) -> None:
         log.warning("ANYONE on the network can use this server: set ASR_STREAM_API_KEY, or bind to 127.0.0.1")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket with small kernel buffers, so that back-pressure is felt soon. Raises OSError."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket with small kernel buffers, so that back-pressure is felt soon: it has the port, and does not listen
+    yet. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -307,22 +311,34 @@ def listen(host: str, port: int) -> socket.socket:
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_PEER_MS)
         listener.bind(address)
-        listener.listen()
     except OSError:
         listener.close()
         raise
     return listener
 
 
-def serve(settings: Settings, engine: "Engine | EnginePool") -> None:
-    """Serves until SIGTERM or SIGINT, then drains and returns. SystemExit(2) if the address is taken."""
+def serve(settings: Settings, build: Callable[[], "Engine | EnginePool"]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains and returns.
+
+    SystemExit(2) if the address is taken, which is found before `build` loads a model. Until it has, clients are
+    refused as if nobody were there.
+    """
+    with _ending_if_taken(settings):
+        listener = bind(settings.host, settings.port)
     configure_logging(settings.log_level, settings.log_format)
+    with listener:
+        server = Server(build(), settings)
+        with _ending_if_taken(settings):  # somebody else may have had a smaller model to load
+            listener.listen()
+        server.run([listener])
+
+
+@contextlib.contextmanager
+def _ending_if_taken(settings: Settings) -> Iterator[None]:
     try:
-        listener = listen(settings.host, settings.port)
+        yield
     except OSError as error:
         sys.stderr.write(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; try --port 0\n"
         )
-        engine.close()
         raise SystemExit(PORT_TAKEN) from None
-    Server(engine, settings).run([listener])

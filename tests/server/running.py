@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from server.app import House, Server, listen
+from server.app import House, Server, bind
 from server.config import Settings
 from tests.server.fakes import FakeEngine
 
@@ -48,7 +48,7 @@ class Running:
 
 async def start(engine: FakeEngine, port: int = 0, **settings: object) -> Running:
     server = Server(engine, Settings(**settings))
-    listener = listen("127.0.0.1", port)
+    listener = bind("127.0.0.1", port)
     running = Running(
         server, engine, listener.getsockname()[1], asyncio.create_task(server.serve([listener]))
     )

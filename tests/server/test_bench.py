@@ -29,7 +29,7 @@ import sys
 from server.app import serve
 from server.config import Settings
 from tests.server.fakes import FakeEngine
-serve(Settings(port=0), FakeEngine(slots=int(sys.argv[1])))
+serve(Settings(port=0), lambda: FakeEngine(slots=int(sys.argv[1])))
 """
 
 

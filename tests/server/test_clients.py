@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import connect
 
 from asr_stream import build_engine
-from server.app import Server, listen
+from server.app import Server, bind
 from server.client import StreamClient
 from server.config import Settings
 from server.dialects import plain
@@ -60,7 +60,7 @@ def address() -> Iterator[Address]:
     """A server with the real model and a key, in a thread of its own."""
     settings = Settings(api_key=KEY, idle_timeout_s=PATIENCE_S)
     server = Server(build_engine("tiny.en", slots=4), settings)
-    listener = listen("127.0.0.1", 0)
+    listener = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -20,7 +20,9 @@ import trustme
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
+from server.app import serve
 from server.client import StreamClient
+from server.config import Settings
 from streaming.events import Event, Final
 from tests.server.fakes import FakeEngine, speech, text
 from tests.server.running import serving, until
@@ -30,7 +32,7 @@ import sys
 from server.app import serve
 from server.config import Settings
 from tests.server.fakes import FakeEngine
-serve(Settings(), FakeEngine(step_s=float(sys.argv[1])))
+serve(Settings(), lambda: FakeEngine(step_s=float(sys.argv[1])))
 """
 PATIENCE_S = 60
 
@@ -168,11 +170,11 @@ def test_a_second_signal_ends_the_server_at_once():
     asyncio.run(main())
 
 
-def test_a_taken_port_is_one_line_and_exit_code_2(start: Start):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = start(port=str(taken.getsockname()[1]))
-        _, err = server.communicate(timeout=PATIENCE_S)
-    assert server.returncode == 2
+def test_a_taken_port_is_one_line_and_exit_code_2_before_a_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
+        serve(Settings(port=taken.getsockname()[1]), build=lambda: pytest.fail("the model was loaded"))
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
     assert err.startswith("cannot listen on 127.0.0.1:")
     assert err.count("\n") == 1
 

@@ -29,7 +29,7 @@ from server.config import Settings
 from tests.server.fakes import FakeEngine
 engine = FakeEngine(slots=3)
 {change}
-serve(Settings(port=0, chunk_ms=100), engine)
+serve(Settings(port=0, chunk_ms=100), lambda: engine)
 """
 BROKEN = """
 from tests.server.fakes import FakeSession
