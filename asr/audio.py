@@ -6,10 +6,9 @@ is lost at the end: whoever feeds a decoder also flushes it.
 
 import logging
 from collections.abc import Iterator
-from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import IO, Literal, get_args
 
 import numpy as np
 import soundfile
@@ -33,12 +32,19 @@ class AudioError(ValueError):
     """Audio that cannot be used; the message is one line and says what to do."""
 
 
-class Recording(BytesIO):
-    """The bytes of an audio file in memory; as text, what its owner calls it."""
+class Recording:
+    """An audio file that somebody else has opened, and closes; as text, what its owner calls it."""
 
-    def __init__(self, data: bytes, title: str) -> None:
-        super().__init__(data)
+    def __init__(self, file: IO[bytes], title: str) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
         self.title = title
+
+    @property
+    def empty(self) -> bool:
+        self.seek(0)
+        found = self.read(1)
+        self.seek(0)
+        return not found
 
     def __str__(self) -> str:
         return self.title
@@ -210,7 +216,7 @@ def _open(path: str | PathLike[str] | Recording) -> _ForwardFile:
     if not held and where.is_dir():
         raise AudioError(f"{path} is a folder: name one audio file in it")
     try:
-        if not (len(path.getbuffer()) if isinstance(path, Recording) else where.stat().st_size):
+        if path.empty if isinstance(path, Recording) else not where.stat().st_size:
             raise AudioError(f"{path} is empty: record or copy it again")
         return _ForwardFile(path if held else where)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Files over HTTP: an upload takes a slot and runs as one session like any other, as fast as its turns come.
 
-The file is decoded a second at a time, never further ahead of the model than a client on a socket may be, so that a
-small file that holds days of audio costs no memory.
+The file waits on disk and is decoded a second at a time, never further ahead of the model than a client on a socket
+may be: neither a large file nor a small one that holds days of audio costs memory.
 """
 
 import asyncio
@@ -55,6 +55,7 @@ class Upload:
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()  # the session has something to say, or the server wants to end
         self._session: Session | None = None
+        self._reading: asyncio.Future[Samples | None] | None = None  # of the file, in a thread
         self._fault: Fault | None = None
 
     @property
@@ -65,8 +66,9 @@ class Upload:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the form, answers it, and frees the slot, whatever happens."""
         self._log.info("open", extra=whence(Request(scope)))
+        request = Request(scope, self._bounded(receive))
         try:
-            response = await self._respond(Request(scope, self._bounded(receive)), receive)
+            response = await self._respond(request, receive)
             if response is not None:
                 await response(scope, receive, self._prompt(send))
         except TimeoutError:
@@ -78,6 +80,9 @@ class Upload:
             self._metrics.audio.inc(audio_s)
             if self._session is not None and not self._session.closed:
                 self._session.abort()
+            if self._reading is not None:  # nobody can interrupt it
+                await asyncio.wait({self._reading})
+            await request.close()  # the file is gone
             self._log.info("gone", extra={"audio_s": audio_s})
 
     def leave(self, code: int, why: str) -> None:
@@ -170,24 +175,23 @@ class Upload:
         if length.isdecimal() and int(length) > self._settings.max_upload_bytes + FORM_BYTES:
             raise self._too_big()
         try:
-            async with request.form(max_files=1, max_part_size=FORM_BYTES) as form:
-                file = form.get("file")
-                if not isinstance(file, UploadFile):
-                    raise AdmissionError(
-                        400, "bad_request", "send multipart/form-data with the audio as a part named file"
-                    )
-                data = await file.read()
-                fields = defaultdict(list)
-                for name, value in form.multi_items():
-                    if isinstance(value, str):
-                        fields[name].append(value)
+            form = await request.form(max_files=1, max_part_size=FORM_BYTES)
         except (HTTPException, LookupError, ValueError) as error:  # of headers, charsets and encodings
             why = error.detail if isinstance(error, HTTPException) else error
             raise AdmissionError(400, "bad_request", f"the form cannot be read: {why}") from None
-        if len(data) > self._settings.max_upload_bytes:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise AdmissionError(
+                400, "bad_request", "send multipart/form-data with the audio as a part named file"
+            )
+        if (file.size or 0) > self._settings.max_upload_bytes:
             raise self._too_big()
+        fields = defaultdict(list)
+        for name, value in form.multi_items():
+            if isinstance(value, str):
+                fields[name].append(value)
         try:
-            return Wish.parse(fields, self._terms), Recording(data, _name(file.filename))
+            return Wish.parse(fields, self._terms), Recording(file.file, _name(file.filename))
         except ValueError as error:
             raise AdmissionError(400, "bad_request", str(error)) from None
 
@@ -239,7 +243,8 @@ class Upload:
         """Gives the session audio up to its limit; whether there may be more. Raises AudioError."""
         longest_s = self._settings.max_upload_s
         while session.backlog_ms <= self._settings.max_backlog_s * 1000 and self._fault is None:
-            samples = await asyncio.to_thread(next, blocks, None)
+            self._reading = asyncio.ensure_future(asyncio.to_thread(next, blocks, None))
+            samples = await asyncio.shield(self._reading)
             if samples is None:
                 return False
             session.receive_samples(samples)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import json
 import threading
 import time
@@ -22,7 +23,7 @@ from websockets.sync.client import connect
 import streaming.engine
 from asr.audio import AudioError, Recording, stream_audio
 from asr.checkpoint import Whisper
-from server.app import DIALECTS, Server, listen
+from server.app import DIALECTS, Server, bind
 from server.config import Settings
 from server.dialects import Audio, Close, Finalize, Finish, Open, Send, Step
 from server.spec.messages import VOCABULARIES
@@ -250,7 +251,7 @@ def test_broken_files_are_read_or_refused_in_a_line(kind, changes, end):
         data[at : at + len(new)] = new
     refusal = ""
     try:
-        for block in islice(stream_audio(Recording(bytes(data[:end]), "the file")), 10):
+        for block in islice(stream_audio(Recording(io.BytesIO(data[:end]), "the file")), 10):
             assert np.isfinite(block).all()
     except AudioError as wrong:
         refusal = str(wrong)
@@ -264,7 +265,7 @@ def server(tiny: Whisper) -> Iterator[Server]:
         patch.setattr(streaming.engine, "VoiceActivity", LoudVoice)
         engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", slots=4, endpoint=IMPATIENT)
         server = Server(engine, Settings(port=0, idle_timeout_s=PATIENCE_S))
-        listener = listen("127.0.0.1", 0)
+        listener = bind("127.0.0.1", 0)
         server.port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import tempfile
 from collections.abc import Callable
 
 import httpx2
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette import formparsers
 
 from asr.audio import Samples
 from server.dialects import Terms
@@ -64,8 +66,8 @@ def transcribed(*words: int, engine: Engine | None = None, **fields: object) -> 
     async def main() -> httpx2.Response:
         async with serving(engine or Engine()) as running:
             response = await post(running, recording(*words), **fields)
-            await until(lambda: running.engine.free_slots == running.engine.slots)
-            assert not running.house.connections
+            await until(lambda: not running.house.connections)
+            assert running.engine.free_slots == running.engine.slots
             return response
 
     return asyncio.run(main())
@@ -207,7 +209,7 @@ def test_chunks_of_a_body_are_counted_though_its_length_is_not_told():
             part = '--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
             chunk = b"ffff\r\n" + bytes(0xFFFF) + b"\r\n"
             writer.write(
-                f"POST {PATH} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{len(part):x}\r\n{part}\r\n".encode()
+                f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n{len(part):x}\r\n{part}\r\n".encode()
             )
             writer.write(3 * chunk)
             assert (await reader.readline()).split()[1] == b"413"
@@ -300,10 +302,38 @@ def test_a_file_that_stops_coming_is_given_up():
         async with serving(Engine(), idle_timeout_s=0.2) as running:
             reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
             head = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000"
-            writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n--x".encode())
+            writer.write(f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n--x".encode())
             assert (await reader.readline()).split()[1] == b"408"
             writer.close()
             await until(lambda: not running.house.connections)
+
+    asyncio.run(main())
+
+
+def test_a_large_file_waits_on_disk_and_is_gone_afterwards(monkeypatch):
+    """Also where its client goes in the midst of it."""
+    spooled: list[tempfile.SpooledTemporaryFile[bytes]] = []
+
+    class Watched(tempfile.SpooledTemporaryFile):
+        def __init__(self, max_size: int) -> None:
+            super().__init__(max_size)
+            spooled.append(self)
+
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", Watched)
+    data = recording(*[1, 0] * 400)
+
+    async def main():
+        async with serving(Engine(step_s=0.02)) as running:
+            posting = asyncio.create_task(post(running, data))
+            await until(lambda: running.engine.sessions)
+            assert spooled[0]._rolled  # out of memory
+            assert not spooled[0].closed
+            posting.cancel()
+            await until(lambda: not running.house.connections)
+            running.engine.step_s = 0
+            assert (await post(running, data)).json()["text"].count("w1") == 400
+            await until(lambda: not running.house.connections)
+            assert [file.closed for file in spooled] == [True, True]
 
     asyncio.run(main())
 
