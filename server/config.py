@@ -46,19 +46,18 @@ class Settings(BaseSettings):
     port: int = Field(8765, ge=0, le=65_535)  # 0 takes a free one
     tls_cert: FilePath | None = None  # PEM; with tls_key the server speaks wss
     tls_key: FilePath | None = None
-    api_key: SecretStr | None = Field(
-        None, min_length=1
-    )  # or several, separated by commas: any of them opens
+    # one, or several separated by commas: any of them opens
+    api_key: SecretStr | None = Field(None, min_length=1)
     api_key_file: FilePath | None = None  # one a line, besides those of api_key; read once
     origins: Annotated[tuple[str, ...], NoDecode] = ()  # browsers' origins besides our own; "*" allows all
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # names that lead here, besides `host`
 
     model: str = "tiny.en"
     adapter: str | None = None  # a folder; None takes the shipped one
     device: str = "auto"  # cpu, cuda, cuda:1; auto: a GPU if there is one
     slots: int = Field(32, ge=1)  # conversations at once
-    threads: int | None = Field(
-        None, ge=1
-    )  # that decode, each with its share of the slots; None: the cores less one
+    # that decode, each with its share of the slots; None: the cores less one
+    threads: int | None = Field(None, ge=1)
     chunk_ms: int = Field(300, ge=100, le=1000, multiple_of=20)  # unless the client asks otherwise
     final_pass: Literal["full", "none"] = "full"
     delay_ms: int = Field(DEFAULT_DELAY_MS, ge=DELAY_MS[0], le=DELAY_MS[1], multiple_of=20)
@@ -91,16 +90,16 @@ class Settings(BaseSettings):
         """What comes first wins."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
-    @field_validator("origins", "hotwords", mode="before")
+    @field_validator("origins", "allowed_hosts", "hotwords", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """The environment gives lists as one string, separated by commas."""
         return _listed(value.split(",")) if isinstance(value, str) else value
+
     @field_validator("device")
     @classmethod
     def _named(cls, value: str) -> str:
         return checked_name(value)
-
 
     @field_validator("hotwords")
     @classmethod
@@ -135,6 +134,11 @@ class Settings(BaseSettings):
             except UnicodeDecodeError:
                 raise ValueError(f"{self.api_key_file} is no text: keys are one a line") from None
             self._keys += tuple(line for line in lines if not line.startswith("#"))
+        for number, key in enumerate(self._keys, 1):
+            if not (key.isascii() and key.isprintable()):
+                raise ValueError(
+                    f"key {number} of {len(self._keys)} has characters that no HTTP header can carry: use ASCII"
+                )
         if not self._keys and (self.api_key is not None or self.api_key_file is not None):
             raise ValueError(f"{'api_key' if self.api_key else self.api_key_file} holds no key")
         return self
@@ -147,12 +151,21 @@ class Settings(BaseSettings):
     @property
     def exposed(self) -> bool:
         """Whether anyone on the network may use the server: no key, and not bound to loopback."""
-        if self.keys or self.host == "localhost":
-            return False
-        try:
-            return not ipaddress.ip_address(self.host).is_loopback
-        except ValueError:  # a host name: it may be anything
+        return not (self.keys or self._on_loopback)
+
+    @property
+    def private(self) -> bool:
+        """Whether it is for the programs of this machine alone, and knows them by nothing else than that."""
+        return not self.keys and self._on_loopback
+
+    @property
+    def _on_loopback(self) -> bool:
+        if self.host == "localhost":
             return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a host name: it may be anything
+            return False
 
 
 def read_settings(file: Path | None = None, **given: Any) -> Settings:

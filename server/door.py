@@ -1,6 +1,8 @@
-"""Who may come in: keys, browsers' origins, free slots. A refusal is an HTTP status before the upgrade."""
+"""Who may come in: names, browsers' origins, keys. A refusal is an HTTP status before the upgrade."""
 
 import hmac
+import ipaddress
+from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
@@ -37,9 +39,13 @@ class AdmissionError(Exception):
 
 
 def check(request: HTTPConnection, settings: Settings, admission: type[Admission] = Native) -> None:
-    """Raises AdmissionError for a wrong key (401) or a browser's foreign origin (403)."""
-    origin = request.headers.get("origin")
-    if origin is not None and not origin_allowed(origin, request.headers.get("host", ""), settings.origins):
+    """Raises AdmissionError for a wrong key (401), a browser's foreign origin or a foreign name (403)."""
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    if (settings.private or settings.allowed_hosts) and not host_allowed(host, settings):
+        raise AdmissionError(
+            403, "bad_host", f"{host[:60]!r} is no name of this server: add it to ASR_STREAM_ALLOWED_HOSTS"
+        )
+    if origin is not None and not origin_allowed(origin, host, settings.origins):
         raise AdmissionError(
             403, "bad_origin", f"origin {origin[:60]!r} is not allowed: add it to ASR_STREAM_ORIGINS"
         )
@@ -47,6 +53,24 @@ def check(request: HTTPConnection, settings: Settings, admission: type[Admission
         given = admission.key(request.headers, request.query_params)
         if not any(key_matches(given, key) for key in settings.keys):
             raise AdmissionError(401, "bad_key", f"a valid key is needed: {admission.key_place}")
+
+
+def host_allowed(host: str, settings: Settings) -> bool:
+    """Whether a Host header names this server: loopback, what it is bound to, or what is listed.
+
+    A page can have its own name lead to 127.0.0.1 (DNS rebinding). Its origin then equals the host, and nothing but
+    that name tells it from our own page.
+    """
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    try:
+        if ipaddress.ip_address(name).is_loopback:
+            return True
+    except ValueError:
+        pass  # a name
+    return name in {"localhost", settings.host.lower(), *map(str.lower, settings.allowed_hosts)}
 
 
 def origin_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:

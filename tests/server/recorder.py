@@ -28,7 +28,7 @@ def nonsense(tiny: Whisper, monkeypatch: pytest.MonkeyPatch, **settings: object)
     """A client of a fresh app; the engine ends with it."""
     monkeypatch.setattr(streaming.engine, "VoiceActivity", LoudVoice)
     engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", slots=4, endpoint=IMPATIENT)
-    with TestClient(create_app(engine, Settings(**settings))) as client:
+    with TestClient(create_app(engine, Settings(allowed_hosts=("testserver",), **settings))) as client:
         yield client
 
 

@@ -9,8 +9,10 @@ import zlib
 import numpy as np
 import pytest
 import soundfile
+from starlette.testclient import TestClient
 
-from server.app import DIALECTS
+from server.app import DIALECTS, create_app
+from server.config import Settings
 from tests.server.running import Running, serving, until
 from tests.server.test_transcriptions import PATH as FILES
 from tests.server.test_transcriptions import Engine, error, post, recording
@@ -31,14 +33,14 @@ UPGRADE = (
 )
 
 
-async def ask(running: Running, path: str, *headers: str) -> tuple[int, str, str]:
+async def ask(running: Running, path: str, *headers: str, host: str = "127.0.0.1") -> tuple[int, str, str]:
     """Status, head and body of the answer to a handshake, an upload, or a question."""
     plain = path.partition("?")[0]
     method, more = ("POST", "Content-Length: 0\r\n") if plain == FILES else ("GET", "")
     more += UPGRADE if plain in DIALECTS else "Connection: close\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     lines = "".join(f"{header}\r\n" for header in headers)
-    writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}{more}\r\n".encode())
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{lines}{more}\r\n".encode())
     try:
         async with asyncio.timeout(20):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -108,6 +110,53 @@ def test_a_key_opens_where_it_belongs_but_to_no_foreign_page(path, header, statu
             await until(lambda: running.house.free_slots == 4)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", LISTEN, "/v1/realtime", "/vosk", FILES, MODELS])
+def test_a_name_that_somebody_led_to_this_machine_opens_nothing(path):
+    """DNS rebinding: the page's origin is the host it asks, and only that name tells it from our own page."""
+
+    async def main():
+        async with serving(Engine(), allowed_hosts="asr.example, other.example") as running:
+            for name in (
+                "evil.example",
+                f"evil.example:{running.port}",
+                "127.0.0.1.evil.example",
+                "[::1",
+                "10.0.0.1",
+            ):
+                status, _, body = await ask(running, path, f"Origin: http://{name}", host=name)
+                assert (status, "ASR_STREAM_ALLOWED_HOSTS" in body) == (403, True)
+            for name in (
+                "localhost",
+                f"LOCALHOST:{running.port}",
+                "127.0.0.1:1",
+                "[::1]:8765",
+                "asr.example.",
+            ):
+                status, _, body = await ask(running, path, f"Origin: http://{name}", host=name)
+                assert status in (101, 200, 400), body
+                assert "HOST" not in body
+            await until(lambda: running.house.free_slots == 4)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        ({}, 403),
+        ({"host": "::1"}, 403),
+        ({"host": "asr.example"}, 200),  # of the whole network: it says so when it starts
+        ({"host": "0.0.0.0"}, 200),
+        ({"api_key": KEY}, 200),
+        ({"api_key": KEY, "allowed_hosts": "asr.example"}, 403),
+        ({"allowed_hosts": "evil.example"}, 200),
+    ],
+)
+def test_names_are_checked_where_nothing_else_is(settings, status):
+    client = TestClient(create_app(Engine(), Settings(**settings)), "http://evil.example")
+    assert client.get(MODELS, headers={"Authorization": f"Bearer {KEY}"}).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -235,7 +284,7 @@ async def begin_upload(
     end = b"\r\n--x--\r\n"
     length = len(parts + file) + len(data) + len(end)
     media = "multipart/form-data; boundary=x"
-    head = f"POST {FILES} HTTP/1.1\r\nHost: x\r\nContent-Type: {media}\r\nContent-Length: {length}"
+    head = f"POST {FILES} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {media}\r\nContent-Length: {length}"
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=2**10)
     writer.write(f"{head}\r\n\r\n{parts}{file}".encode())
     return reader, writer

@@ -224,18 +224,18 @@ def test_an_engine_without_a_slot_closes_with_1013():
     [
         ("", {}, 401),
         ("?token=wrong", {}, 401),
-        ("?token=k%C3%A9y", {}, None),
+        ("?token=k%26%2By", {}, None),
         ("", {"Authorization": "Bearer nope"}, 401),
-        ("?token=k%C3%A9y", {"Origin": "https://evil.example"}, 403),
-        ("?token=k%C3%A9y", {"Origin": "https://good.example"}, None),
-        ("?token=k%C3%A9y&language=fr", {}, 400),
+        ("?token=k%26%2By", {"Origin": "https://evil.example"}, 403),
+        ("?token=k%26%2By", {"Origin": "https://good.example"}, None),
+        ("?token=k%26%2By&language=fr", {}, 400),
     ],
 )
 def test_keys_origins_and_queries_are_checked_at_the_door(query, headers, status, caplog):
     caplog.set_level(logging.INFO)
 
     async def main():
-        async with serving(api_key="kéy", origins="https://good.example") as running:
+        async with serving(api_key="k&+y", origins="https://good.example") as running:
             if status is None:
                 async with connect(running.url + query, additional_headers=headers) as client:
                     await hear(client, "ready")

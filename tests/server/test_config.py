@@ -118,6 +118,13 @@ def test_a_file_of_keys_is_text_as_windows_writes_it_too(tmp_path):
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("key", ["kéy", "ключ", "a\x07b", "first, kéy"])
+def test_a_key_that_no_header_can_carry_is_refused_at_once(key):
+    with pytest.raises(ConfigError, match=r"^key \d of \d has characters that no HTTP header") as refused:
+        read_settings(api_key=key)
+    assert key not in str(refused.value)
+
+
 def test_a_certificate_is_proven_at_once(tmp_path):
     ca = trustme.CA()
     ours, others = (ca.issue_cert("asr.example") for _ in range(2))

@@ -223,7 +223,7 @@ def test_the_page_cuts_subtitles_as_the_command_does():
 
 def test_models_tells_what_may_be_asked_for():
     app = create_app(FakeEngine(), Settings(chunk_ms=400, delay_ms=200, final_pass="none"))
-    answer = TestClient(app).get("/v1/models").json()
+    answer = TestClient(app, "http://localhost").get("/v1/models").json()
     (model,) = answer["data"]
     assert (answer["object"], model["object"], model["id"]) == ("list", "model", "fake.en")
     assert (model["chunk_ms"]["default"], model["delay_ms"]["default"]) == (400, 200)
