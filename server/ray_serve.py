@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -134,7 +134,7 @@ def answers_in_time(asked: Any) -> dict[str, str]:
         answers = asked.results(timeout_s=METRICS_S, return_exceptions=True)
     except TimeoutError:  # it was not even asked
         answers = []
-    pages = dict(answer for answer in answers if isinstance(answer, tuple))
+    pages: dict[str, str] = dict(answer for answer in answers if isinstance(answer, tuple))
     if missing := len(answers) - len(pages):
         log.warning("%d of %d replicas did not tell their metrics in time", missing, len(answers))
     return pages
@@ -198,6 +198,8 @@ def serve(settings: Settings, build: Callable[[], "EnginePool"], replicas: Repli
         ) from None
     configure_logging(settings.log_level, settings.log_format)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if settings.log_format == "json":
+        sys.stderr = cast(TextIO, Unprefixed(sys.stderr))  # through which Ray hands on what replicas say
     _connect()
     try:
         gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
@@ -229,6 +231,22 @@ def serve(settings: Settings, build: Callable[[], "EnginePool"], replicas: Repli
         if not ray_serve.status().applications:
             ray_serve.shutdown()  # on a cluster that goes on its proxies would keep the port
         ray.shutdown()
+
+
+class Unprefixed:
+    """A stream for replicas' lines, from Ray: JSON objects lose its `(replica pid=7) `, for machines to read."""
+
+    PREFIX = re.compile(r"^(?:\x1b\[\d*m)*\(.*? pid=\d+.*?\)(?:\x1b\[\d*m)* (?=\{)")
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(self.PREFIX.sub("", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _announce(settings: Settings, line: str) -> None:

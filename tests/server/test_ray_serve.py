@@ -1,6 +1,7 @@
 """What Ray is told, and what is made of what it brings: all that needs no Ray."""
 
 import builtins
+import io
 import pickle
 
 import pytest
@@ -10,7 +11,14 @@ from typer.testing import CliRunner
 import asr_stream
 from server.config import Settings, read_settings
 from server.metrics import Metrics
-from server.ray_serve import Replicas, deployment_options, merge_metrics, portable
+from server.ray_serve import (
+    Replicas,
+    Unprefixed,
+    answers_in_time,
+    deployment_options,
+    merge_metrics,
+    portable,
+)
 
 
 def test_replicas_are_a_number_or_a_range():
@@ -79,6 +87,43 @@ def test_metrics_of_all_replicas_are_one_page_with_a_label():
     }
     assert told == {"a": 1, "b": 2}
     assert {sample.labels["replica"] for sample in families["asr_stream_batch_rows"].samples} == {"a", "b"}
+
+
+class Asked:
+    """A broadcast to replicas, as far as it is used."""
+
+    def __init__(self, *answers: object) -> None:
+        self._answers = answers
+
+    def results(self, *, timeout_s: float, return_exceptions: bool) -> list[object]:
+        assert timeout_s > 0
+        assert return_exceptions
+        if not self._answers:
+            raise TimeoutError
+        return list(self._answers)
+
+
+def test_a_replica_that_hangs_does_not_hide_the_others(caplog):
+    answers = ("a", "# page\n"), TimeoutError("too late"), ("b", "# page\n")
+    assert answers_in_time(Asked(*answers)) == {"a": "# page\n", "b": "# page\n"}
+    assert "1 of 3 replicas did not tell their metrics" in caplog.text
+    assert answers_in_time(Asked()) == {}
+
+
+def test_json_lines_of_replicas_stay_json():
+    """As Ray writes them, in colours and without."""
+    written = io.StringIO()
+    stream = Unprefixed(written)
+    line = '{"message": "open (a pid=1) {", "session": "b"}'
+    for prefix in (
+        "(ServeReplica:asr-stream:asr-stream pid=123) ",
+        "\x1b[36m(ServeReplica:asr-stream:asr-stream pid=123, ip=10.0.0.2)\x1b[0m ",
+        "",
+    ):
+        print(prefix + line, file=stream)
+    print("(raylet) something else", file=stream)
+    stream.flush()
+    assert written.getvalue().splitlines() == [line, line, line, "(raylet) something else"]
 
 
 def test_without_ray_one_line_names_the_extra(monkeypatch):
