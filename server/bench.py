@@ -116,17 +116,8 @@ class CapacityReport:
         chunk_ms = self.trials[0].chunk_ms
         more = " or more" if self.capacity == self.most else ""
         table = Table(title=f"{self.capacity} streams{more} in time, chunks of {chunk_ms} ms")
-        headings = (
-            "streams",
-            "lag, median",
-            "95 %",
-            "longest",
-            "longest ping",
-            "answered",
-            "CPU, cores",
-            "errors",
-        )
-        for heading in headings:
+        lags, rest = ("lag, median", "95 %", "longest"), ("longest ping", "answered", "CPU, cores", "errors")
+        for heading in ("streams", *lags, *rest):
             table.add_column(heading, justify="right")
         for trial in self._by_streams():
             load = trial.load

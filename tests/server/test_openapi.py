@@ -12,14 +12,7 @@ from openapi_spec_validator import validate
 from schemathesis.checks import not_a_server_error
 from schemathesis.python import asgi
 from schemathesis.schemas import APIOperation, BaseSchema
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    ignored_auth,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-    unsupported_method,
-)
+from schemathesis.specs.openapi import checks
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
@@ -29,16 +22,14 @@ from tests.server.fakes import FakeEngine
 from tests.server.test_transcriptions import Engine, recording
 
 KEY = "a-key"
-
-
 CHECKS = [
     not_a_server_error,
-    content_type_conformance,
-    ignored_auth,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-    unsupported_method,
+    checks.content_type_conformance,
+    checks.ignored_auth,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.status_code_conformance,
+    checks.unsupported_method,
 ]
 
 
