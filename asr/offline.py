@@ -1,6 +1,6 @@
 """The unmodified model over a whole utterance: the second pass, and the yardstick.
 
-Whisper decodes well only what is padded with much silence, as the windows of 30 s were that it learnt from.
+Whisper decodes well only what is padded with silence to its full window of 30 s.
 """
 
 import torch
@@ -17,9 +17,6 @@ from asr.mel import LogMel
 from asr.timing import TimedWord, calibration, timed_words
 
 WINDOW_SECONDS = 30
-#: The window that is heard: shorter ones are quicker, and down to this one say the same.
-HEARD_SECONDS = 24
-SILENCE_SECONDS = 4  # behind the utterance, where the window is long enough
 MAX_TOKENS = 224  # as openai-whisper
 MIN_LOGPROB = -1.0  # openai-whisper's threshold: below it the text is a guess
 
@@ -44,10 +41,10 @@ class OfflineDecoder:
     @torch.no_grad()
     def features(self, samples: Tensor) -> Tensor:
         """(n,) samples, at most 30 s -> (1, T, d) features of them and the silence behind them."""
-        assert len(samples) <= WINDOW_SECONDS * SAMPLE_RATE
-        seconds = min(WINDOW_SECONDS, max(HEARD_SECONDS, len(samples) // SAMPLE_RATE + 1 + SILENCE_SECONDS))
-        samples = pad(samples, (0, seconds * SAMPLE_RATE - len(samples)))
-        return self.model.encoder(self.mel.offline(samples[None].to(self.model.device)))
+        window = WINDOW_SECONDS * SAMPLE_RATE
+        assert len(samples) <= window
+        mel = self.mel.offline(pad(samples, (0, window - len(samples)))[None].to(self.model.device))
+        return self.model.encoder(mel)
 
     @torch.no_grad()
     def transcribe(self, samples: Tensor, guidance: Guidance = UNGUIDED, draft: str = "") -> list[TimedWord]:
