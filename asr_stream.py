@@ -5,9 +5,8 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from typer.core import TyperGroup
@@ -32,6 +31,8 @@ ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
 MOST_ENGINES = 4  # of one process: between its products each holds Python's lock
 #: Commands that live in a room: its module, with the command as `app`.
 COMMANDS = {
+    "serve": "server.serve_command",
+    "models": "adapters.models_command",
     "eval": "eval.command",
     "bench": "server.bench_command",
     "align": "adapters.align_command",
@@ -82,8 +83,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="Models: what there is, and getting base weights.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
 
 
 FinalPass = Literal["full", "none"]
@@ -110,11 +109,6 @@ Prompt = Annotated[str, typer.Option(help="What was said or written before; the 
 HotwordList = Annotated[
     str, typer.Option("--hotwords", help="Words likely to be said: `Ada, Mont Blanc`, or @FILE, a line each.")
 ]
-
-
-T = TypeVar("T")
-#: Of a server: what holds for clients that do not say.
-ForOthers = Annotated[T | None, typer.Option(help="Unless the client asks otherwise.")]
 
 
 @app.callback()
@@ -393,94 +387,6 @@ def transcribe(
 
 
 @app.command()
-def serve(
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of settings; all else overrides it.", envvar="ASR_STREAM_CONFIG"),
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A base model or a transducer, as in `models list`.")
-    ] = None,
-    adapter: Adapter = None,
-    slots: Annotated[int | None, typer.Option(help="Conversations at once.")] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="That decode, each with its share of the slots; the cores less one if not given, at most four.",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1."),
-    ] = None,
-    chunk_ms: ForOthers[int] = None,
-    delay_ms: ForOthers[int] = None,
-    final_pass: ForOthers[FinalPass] = None,
-    beam: ForOthers[int] = None,
-    prompt: ForOthers[str] = None,
-    hotwords: Annotated[
-        str | None, typer.Option(help="A list or @FILE; clients may bring their own.")
-    ] = None,
-    tls_cert: Annotated[str | None, typer.Option(help="PEM file.")] = None,
-    tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
-    api_key_file: Annotated[
-        str | None, typer.Option(help="Keys, one a line: a client must show one of them.")
-    ] = None,
-    origins: Annotated[list[str] | None, typer.Option("--origin", help="Of a page that may connect.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Replicas under Ray Serve: needs the extra [ray].")
-    ] = False,
-    replicas: Annotated[
-        str | None, typer.Option(help="With --ray, a number or a range: 1:4 grows as slots fill.")
-    ] = None,
-) -> None:
-    """Serve conversations over WebSockets. SIGTERM and Ctrl-C let clients finish; docs/operations.md tells more.
-
-    Every setting may also be ASR_STREAM_... in the environment, or in a file: `port = 9000`. Keys that clients must
-    show come from ASR_STREAM_API_KEY or a file only: command lines can be read by others.
-    """
-    from asr.biasing import read_hotwords
-    from server.app import serve as run
-    from server.config import read_settings
-
-    given: dict[str, Any] = {
-        "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
-        "device": device,
-        "chunk_ms": chunk_ms, "delay_ms": delay_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
-        "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
-        "api_key_file": api_key_file, "origins": origins and tuple(origins),
-        "log_level": log_level, "log_format": log_format,
-    }  # fmt: skip
-    settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
-    if decides_when_to_wait(settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set):
-        settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
-    if not ray:  # whose replicas may have other devices
-        place(settings.model, settings.adapter, settings.device)  # what cannot be is refused before all else
-    build = partial(
-        build_pool,
-        settings.model,
-        slots=settings.slots,
-        threads=settings.threads or (1 if ray else None),  # a replica has the cores that Ray reserves
-        adapter=settings.adapter,
-        device=settings.device,
-    )
-    if ray:
-        from server.ray_serve import Replicas
-        from server.ray_serve import serve as run_replicas
-
-        run_replicas(settings, build, Replicas.parse(replicas or "1"))
-        return
-    if replicas is not None:
-        raise ValueError("--replicas are Ray's: add --ray")
-    run(settings, build)
-
-
-@app.command()
 def mic(
     context: typer.Context,
     url: Annotated[str | None, typer.Option(help="A server (ws://...) instead of a model here.")] = None,
@@ -532,59 +438,6 @@ def mic(
                 await talk(local, chosen)
 
     asyncio.run(run())
-
-
-@models_app.command("list")
-def list_models() -> None:
-    """Every model: size, sources, whether it is here, and what of ours comes with the project."""
-    from urllib.parse import urlsplit
-
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    from adapters.shipped import find, shipped, transducers
-    from asr.weights import catalogue, locate
-
-    table = Table(Column("model", no_wrap=True), "MB", "from", "cached", "adapter")
-    for model in catalogue():
-        table.add_row(
-            model.name,
-            f"{model.sources[0].n_bytes / 1e6:.0f}",
-            "\n".join(urlsplit(str(source.origin)).netloc or str(source.origin) for source in model.sources),
-            str(locate(model.name) or "no"),
-            "shipped" if shipped(model.name) else "no",
-        )
-    for name in transducers():
-        added = find(name)
-        n_bytes = sum(file.stat().st_size for file in added.files)
-        table.add_row(name, f"{n_bytes / 1e6:.0f}", f"this project, on {added.base}", "with it", "experiment")
-    Console().print(table)
-
-
-@models_app.command("fetch")
-def fetch_model(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
-    """Download a model's base weights, unless they are here, and prove them."""
-    from asr.weights import fetch
-
-    typer.echo(fetch(base_of(name, "none")))
-
-
-@models_app.command("verify")
-def verify_model(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
-    """Prove the base weights that are here."""
-    from asr.weights import verify
-
-    typer.echo(f"{verify(base_of(name, 'none'))} is right")
-
-
-@models_app.command("path")
-def model_path(name: Annotated[str, typer.Argument()] = "tiny.en") -> None:
-    """Where the base weights are, without proving them."""
-    from asr.weights import WeightsError, locate
-
-    if (path := locate(base_of(name, "none"))) is None:
-        raise WeightsError(f"{name} is not here: get it with `asr-stream models fetch {name}`")
-    typer.echo(path)
 
 
 @app.command()

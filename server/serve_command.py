@@ -1,0 +1,120 @@
+"""`asr-stream serve`. Only the command line is imported with this file, so that help comes at once."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+T = TypeVar("T")
+#: What holds for clients that do not say.
+ForOthers = Annotated[T | None, typer.Option(help="Unless the client asks otherwise.")]
+
+
+class House(Protocol):
+    """What the front door hands to a command that lives in a room (asr_stream.py)."""
+
+    def build_pool(self, model: str, **how: Any) -> Any: ...
+    def place(self, model: str, adapter: str | None, device: str) -> Any: ...
+    def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
+
+
+@app.command("serve")
+def serve(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of settings; all else overrides it.", envvar="ASR_STREAM_CONFIG"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A base model or a transducer, as in `models list`.")
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of an adapter or a head instead of the shipped one; `none` for experiments."
+        ),
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Conversations at once.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="That decode, each with its share of the slots; the cores less one if not given, at most four.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1."),
+    ] = None,
+    chunk_ms: ForOthers[int] = None,
+    delay_ms: ForOthers[int] = None,
+    final_pass: ForOthers[Literal["full", "none"]] = None,
+    beam: ForOthers[int] = None,
+    prompt: ForOthers[str] = None,
+    hotwords: Annotated[
+        str | None, typer.Option(help="A list or @FILE; clients may bring their own.")
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option(help="PEM file.")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
+    api_key_file: Annotated[
+        str | None, typer.Option(help="Keys, one a line: a client must show one of them.")
+    ] = None,
+    origins: Annotated[list[str] | None, typer.Option("--origin", help="Of a page that may connect.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Replicas under Ray Serve: needs the extra [ray].")
+    ] = False,
+    replicas: Annotated[
+        str | None, typer.Option(help="With --ray, a number or a range: 1:4 grows as slots fill.")
+    ] = None,
+) -> None:
+    """Serve conversations over WebSockets. SIGTERM and Ctrl-C let clients finish; docs/operations.md tells more.
+
+    Every setting may also be ASR_STREAM_... in the environment, or in a file: `port = 9000`. Keys that clients must
+    show come from ASR_STREAM_API_KEY or a file only: command lines can be read by others.
+    """
+    from asr.biasing import read_hotwords
+    from server.app import serve as run
+    from server.config import read_settings
+
+    given: dict[str, Any] = {
+        "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
+        "device": device,
+        "chunk_ms": chunk_ms, "delay_ms": delay_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
+        "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
+        "api_key_file": api_key_file, "origins": origins and tuple(origins),
+        "log_level": log_level, "log_format": log_format,
+    }  # fmt: skip
+    house: House = context.obj
+    settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
+    if house.decides_when_to_wait(
+        settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set
+    ):
+        settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
+    if not ray:  # whose replicas may have other devices
+        house.place(
+            settings.model, settings.adapter, settings.device
+        )  # what cannot be is refused before all else
+    build = partial(
+        house.build_pool,
+        settings.model,
+        slots=settings.slots,
+        threads=settings.threads or (1 if ray else None),  # a replica has the cores that Ray reserves
+        adapter=settings.adapter,
+        device=settings.device,
+    )
+    if ray:
+        from server.ray_serve import Replicas
+        from server.ray_serve import serve as run_replicas
+
+        run_replicas(settings, build, Replicas.parse(replicas or "1"))
+        return
+    if replicas is not None:
+        raise ValueError("--replicas are Ray's: add --ray")
+    run(settings, build)
