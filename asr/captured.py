@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 64  # of a state: batches of 1, 2, ... 64 in the few sizes that a chunk has
+MOST_GRAPHS = 128  # of a state: batches of 1, 2, ... 64 in the few sizes of chunks that clients ask for
 
 _one_capture = threading.Lock()  # CUDA allows a process one at a time
 

@@ -15,6 +15,7 @@ from asr.checkpoint import Whisper
 from asr.offline import OfflineDecoder
 from asr.precision import for_serving
 from asr.search import Hypothesis
+from asr.timing import TimedWord
 from streaming.events import Final, Partial
 from streaming.recognizer import WhisperRecognizer, WhisperState
 from streaming.session import SessionOptions
@@ -153,9 +154,11 @@ def test_the_front_door_opens_on_a_gpu(
     """Words of a real model on paper, in the type that serves on GPUs, through both passes."""
     for name, answer in (("is_available", True), ("device_count", 1), ("is_bf16_supported", True)):
         monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
-    engine = asr_stream.build_engine("tiny.en", slots=2, final_pass_thread=False)
+    engine = asr_stream.build_engine("tiny.en", slots=1, final_pass_thread=False)
+    speech = read_audio(SAMPLES / "austen-0880.flac")
+    engine.warm_up(speech, SessionOptions(final_pass="none"))
     session = engine.open(SessionOptions())
-    session.receive_samples(read_audio(SAMPLES / "austen-0880.flac"))
+    session.receive_samples(speech)
     session.finish()
     while engine.step():
         pass
@@ -172,8 +175,8 @@ def test_captured_as_eager_as_on_a_cpu(
     tiny_en: Whisper, jfk: Tensor, serving: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words of a real model. The types that serve round otherwise than a CPU: their text is compared to itself."""
-    model = moved(tiny_en)
-    on_gpu = for_serving(model) if serving else model
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    on_gpu = for_serving(moved(tiny_en)) if serving else moved(tiny_en)
 
     def text(model: Whisper) -> list[str]:
         recognizer, rows = WhisperRecognizer(model), torch.tensor([1, 0])
@@ -191,6 +194,10 @@ def test_captured_as_eager_as_on_a_cpu(
         assert captured == text(tiny_en)
 
 
+def spoken(word: TimedWord) -> str:
+    return "".join(filter(str.isalnum, word.text)).lower()
+
+
 def eager(graphs: Graphs, part, state, inputs, numbers):  # type: ignore[no-untyped-def]
     return part(state, *inputs, *(x.to(graphs.device) for x in numbers))
 
@@ -200,4 +207,4 @@ def test_second_pass_on_a_real_gpu(tiny_en: Whisper, jfk: Tensor) -> None:
     decoder, on_cpu = OfflineDecoder(for_serving(moved(tiny_en))), OfflineDecoder(tiny_en)
     for width in (1, 4):
         said, expected = (d.transcribe(jfk, Guidance(beam=width)) for d in (decoder, on_cpu))
-        assert [word.text for word in said] == [word.text for word in expected]
+        assert [spoken(word) for word in said] == [spoken(word) for word in expected]
