@@ -61,6 +61,7 @@ def address() -> Iterator[Address]:
     settings = Settings(api_key=KEY, idle_timeout_s=PATIENCE_S)
     server = Server(build_engine("tiny.en", slots=4), settings)
     listener = bind("127.0.0.1", 0)
+    listener.listen()  # who comes before the server runs waits
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
