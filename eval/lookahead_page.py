@@ -29,7 +29,12 @@ def page(report: Row) -> Page:
             f"{report['clips']} clips, {report['audio_seconds'] / 60:.1f} minutes, greedy search. Latency is from a "
             "frame's end until all that it waits for has come, without compute; emitting frames are those at which a "
             "piece was said."
-        )
+        ),
+        Text(
+            "A policy says how many frames of 40 ms each layer waits for. adaptive: as many as the head's schedulers "
+            "ask for, frame by frame. shuffled: as many, but at random times, which shows whether it matters when. "
+            "causal: none. layerwise: so many in each layer. chunked: to the end of a chunk of so many."
+        ),
     ]
     if report["left_out"]:
         parts.append(Text(f"{report['left_out']} clips were too long for the trunk and were left out."))
@@ -111,8 +116,9 @@ def error_against_latency(rows: Sequence[Row]) -> bytes:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    head = ("model", "policy", "target", "hours", "WER", "latency: mean", "median / 90 % / longest", "emitting: mean",
-            "median / 90 % / longest", "mean span by layer")  # fmt: skip
+    head = ("model", "policy", "target", "hours", "WER", "latency: mean",
+            "median / 90 % / longest", "of emitting frames: mean", "median / 90 % / longest",
+            "mean frames waited for, by layer")  # fmt: skip
     return Table(head, tuple(_cells(row) for row in rows))
 
 

@@ -54,10 +54,8 @@ def heard(model: Transducer, samples: np.ndarray) -> list[TimedWord]:
     n = -(-(len(samples) + round(TRAILING_S * SAMPLE_RATE)) // SAMPLES_PER_FEATURE)
     padded = torch.zeros(1, (n + 1) * SAMPLES_PER_FEATURE)  # a feature more, as the front end looks ahead
     padded[0, : len(samples)] = torch.from_numpy(samples)
-    features, lengths = (
-        model.trunk(LogMel(model.device).whole(padded.to(model.device)))[:, :n],
-        torch.tensor([n]),
-    )
+    features = model.trunk(LogMel(model.device).whole(padded.to(model.device)))[:, :n]
+    lengths = torch.tensor([n])
     frames, schedule = model.encoder(features, lengths, model.policy)
     search = TransducerSearch(model.predictor, model.joiner, model.pieces)
     state = search.init_state(1)

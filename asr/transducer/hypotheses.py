@@ -22,9 +22,8 @@ Floats = NDArray[np.float32]
 class TransducerHypothesis(Hypothesis):
     """A hypothesis of pieces. `logprobs` are among pieces, without blank: when to speak is no doubt about a word."""
 
-    at: tuple[
-        int, ...
-    ]  # features of 40 ms: whose frame said each piece; `frames` tells when that was possible
+    # Features of 40 ms whose frames said the pieces; `frames` tells when that was possible.
+    at: tuple[int, ...]
     score: float  # log-probability of the text so far, with what hotwords have added
 
 
