@@ -135,8 +135,8 @@ class Training:
     def jumps(self, label: str) -> tuple[float, float]:
         """By how much a loss jumped where passes begin, all jumps together, and half of the 95 % interval.
 
-        Least squares of a straight line over hours that may jump there. Within a pass every clip is new, and what
-        was learnt of the others has to serve; when the next one begins, clips come back that were learnt by heart.
+        Least squares of a straight line over hours that may jump there. Within a pass every clip comes once, and
+        what was learnt of the others has to serve; when the next one begins, what was learnt by heart comes back.
         """
         at_once = (np.arange(len(self.hours)) >= self.begun[:, None]).T
         design = np.column_stack([np.ones_like(self.hours), self.hours, at_once])
