@@ -187,7 +187,9 @@ def _tensor(data: Any, *, device: torch.device | str | None = None, **how: Any) 
 def paper_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PaperGpu]:
     """A GPU to compute on within the block."""
     gpu = PaperGpu()
-    torch._C._ensureCUDADeviceGuardSet()
+    if torch.cuda.is_available():
+        torch.cuda.init()  # a real one must not be taken for initialised by what follows
+    torch._C._ensureCUDADeviceGuardSet()  # else the driver is asked about each tensor's device
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
