@@ -63,11 +63,16 @@ class Attention(nn.Module):
         self.key = Linear(width, width, bias=False)
         self.value = Linear(width, width)
         self.out = Linear(width, width)
-        self.joined: Linear | None = None  # queries, keys and values as one product; not in the state dict
+        self.joined: Linear | None = None  # queries, keys and values as one product, once there is one
+
+    @property
+    def parts(self) -> tuple[Linear, Linear, Linear]:
+        """The projections of what attends to itself: queries, keys, values."""
+        return self.query, self.key, self.value
 
     def join(self) -> None:
-        """Makes one product of the three that read the same input; their weights must not change then."""
-        parts = (self.query, self.key, self.value)
+        """Makes one product of the three that read the same input; their weights become views of its, and must stay."""
+        parts = self.parts
         weight = torch.cat([part.weight.detach() for part in parts])
         self.joined = Linear(weight.shape[1], len(weight), device=weight.device, dtype=weight.dtype)
         none = torch.zeros_like(self.query.bias)  # keys have no bias
@@ -75,6 +80,8 @@ class Attention(nn.Module):
         self.joined.bias = nn.Parameter(
             torch.cat([part.bias if part.bias is not None else none for part in parts]), requires_grad=False
         )
+        for part, own in zip(parts, self.joined.weight.chunk(3), strict=True):
+            part.weight.data = own  # not kept twice
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, H, T, D)"""

@@ -70,6 +70,18 @@ def test_joined_products_are_the_three() -> None:
 
 
 @torch.no_grad()
+def test_what_is_joined_is_not_kept_twice(make_tiny: Callable[[int], Whisper]) -> None:
+    model = make_tiny(3).to(torch.bfloat16)
+    lay_out(model)
+    for attention in (block.attn for half in (model.encoder, model.decoder) for block in half.blocks):
+        assert attention.joined is not None
+        for part, own in zip(attention.parts, attention.joined.weight.chunk(3), strict=True):
+            assert torch.equal(part.weight, own)
+            assert part.weight.data_ptr() == own.data_ptr()
+            assert part.packed is None
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("serving", [False, True])
 def test_words_of_any_length_meet_few_shapes(make_tiny: Callable[[int], Whisper], serving: bool) -> None:
     model = make_tiny(3).to(torch.bfloat16)
