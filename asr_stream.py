@@ -50,7 +50,9 @@ class FrontDoor(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if module := COMMANDS.get(cmd_name):
-            return typer.main.get_command(importlib.import_module(module).app)
+            command = typer.main.get_command(importlib.import_module(module).app)
+            command.name = cmd_name  # a group has none of its own, and help would not name it
+            return command
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> Any:

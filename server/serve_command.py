@@ -68,7 +68,7 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Replicas under Ray Serve: needs the extra [ray].")
+        bool, typer.Option("--ray", help="Replicas under Ray Serve: needs the extra `ray`.")
     ] = False,
     replicas: Annotated[
         str | None, typer.Option(help="With --ray, a number or a range: 1:4 grows as slots fill.")

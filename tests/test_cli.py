@@ -5,6 +5,7 @@ tiny.en without an adapter hears; it streams badly, so only finals, which the se
 
 import copy
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -437,7 +438,5 @@ def test_help_names_every_command():
         timeout=60,
         check=True,
     )
-    assert all(
-        name in done.stdout
-        for name in ("transcribe", "serve", "mic", "eval", "align", "train", "models", "bench", "demo")
-    )
+    named = set(re.findall(r"^\W*(\w+)  ", done.stdout, re.MULTILINE))
+    assert named >= {"transcribe", "serve", "mic", "eval", "align", "train", "models", "bench", "demo"}
