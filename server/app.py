@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import sys
@@ -338,7 +339,7 @@ def _ending_if_taken(settings: Settings) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        sys.stderr.write(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; try --port 0\n"
-        )
+        foreign = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        advice = "--host is an address of this machine, as 127.0.0.1" if foreign else "try --port 0"
+        sys.stderr.write(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; {advice}\n")
         raise SystemExit(PORT_TAKEN) from None

@@ -179,6 +179,16 @@ def test_a_taken_port_is_one_line_and_exit_code_2_before_a_model_is_loaded(capsy
     assert err.count("\n") == 1
 
 
+def test_a_host_of_another_machine_is_one_line_that_does_not_blame_the_port(capsys):
+    with pytest.raises(SystemExit) as ended:
+        serve(Settings(host="192.0.2.1", port=0), build=lambda: pytest.fail("the model was loaded"))
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("cannot listen on 192.0.2.1:0: ")
+    assert "--host" in err
+    assert "--port" not in err
+
+
 def test_an_exposed_server_and_a_misspelt_variable_are_told(start: Start):
     server = start(port="0", host="0.0.0.0", slot="4")
     assert listening(server).startswith("ws://0.0.0.0:")
