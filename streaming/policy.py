@@ -13,9 +13,8 @@ from streaming.events import Bookmark, Final, Partial, Word
 LONGEST_WORD_S = 0.6  # where nothing better is known of a word's start
 #: Less probable words are not shown while they are the newest: more than half of what was taken back began as one.
 DOUBTFUL = 0.4
-NEWEST = (
-    2  # words: a beam leaves many unsettled, and all that follows a doubtful one would have to wait with it
-)
+#: Words: a beam leaves many unsettled, and all that follows a doubtful one would have to wait with it.
+NEWEST = 2
 
 
 @dataclass(frozen=True)
