@@ -25,7 +25,7 @@ from server.dialects import (
     authorization,
     is_text,
 )
-from streaming.events import Bookmark, Closed, Event, Fault, Final, Partial
+from streaming.events import LONGEST_TIMELINE_MS, Bookmark, Closed, Event, Fault, Final, Partial
 from streaming.session import SessionOptions
 
 NUMBERS = ("chunk_ms", "delay_ms", "sample_rate", "channels", "beam")
@@ -171,6 +171,8 @@ class Native(Lifecycle):
             _is_integer(audio_ms) and _is_integer(from_ms) and _is_integer(heard_ms) and is_text(carried)
         ):
             return [_mistake("bad_text", "resume needs audio_ms, an integer, or all that a bookmark holds")]
+        if heard_ms > LONGEST_TIMELINE_MS:
+            return [_mistake("bad_text", f"resume: a timeline begins at {LONGEST_TIMELINE_MS} ms at most")]
         try:
             bookmark = Bookmark(audio_ms, from_ms, heard_ms, carried)
         except ValueError as error:

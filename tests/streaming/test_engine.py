@@ -20,7 +20,17 @@ from asr.checkpoint import Whisper
 from asr.timing import TimedWord
 from streaming.endpoint import EndpointOptions, VoiceActivity, samples_in
 from streaming.engine import Engine
-from streaming.events import MAX_CARRIED_CHARS, Bookmark, Closed, Endpoint, Event, Fault, Final, Partial
+from streaming.events import (
+    LONGEST_TIMELINE_MS,
+    MAX_CARRIED_CHARS,
+    Bookmark,
+    Closed,
+    Endpoint,
+    Event,
+    Fault,
+    Final,
+    Partial,
+)
 from streaming.recognizer import FLUSH_MS, WhisperRecognizer
 from streaming.session import Full, Session, SessionOptions
 from tests.contract import CHECKS, Check, Outputs, Subject, fill_with_nan, random_noises
@@ -392,6 +402,15 @@ def test_a_client_that_ends_before_its_bookmark_is_heard_all_the_same(
     expected = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
     events = converse(engine, engine.open(options), TWO_UTTERANCES)
     assert finals_of(events) == finals_of(expected) != []
+
+
+def test_no_timeline_is_too_long_to_go_on(make_engine: Callable[..., Engine]) -> None:
+    """What one client asks for must not make the engine fail all."""
+    engine = make_engine(1)
+    options = replace(NO_SECOND_PASS, resume=Bookmark.at(LONGEST_TIMELINE_MS))
+    events = converse(engine, engine.open(options), TWO_UTTERANCES)
+    assert len(finals_of(events)) == 2
+    assert isinstance(events[-1], Closed)
 
 
 def test_more_than_anybody_says_is_not_carried(make_engine: Callable[..., Engine]) -> None:

@@ -159,6 +159,7 @@ def test_a_bookmark_comes_before_its_final_and_goes_back_as_it_is():
         ('{"type": "resume", "audio_ms": 5, "from_ms": 6}', 1007),
         ('{"type": "resume", "audio_ms": 5, "heard_ms": null}', 1007),
         ('{"type": "resume", "audio_ms": 0, "heard_ms": 99999}', 1007),
+        ('{"type": "resume", "audio_ms": 1000000000001}', 1007),
         ('{"type": "resume", "audio_ms": 5, "carried": 5}', 1007),
         ('{"type": "resume", "audio_ms": 5, "carried": "\\ud800"}', 1007),
         ('{"type": "sing"}', 1003),
