@@ -71,7 +71,7 @@ class Attention(nn.Module):
         return self.query, self.key, self.value
 
     def join(self) -> None:
-        """Makes one product of the three that read the same input; their weights become views of its, and are fixed."""
+        """Makes one product of the three that read the same input; their weights are views of its then, and fixed."""
         parts = self.parts
         weight = torch.cat([part.weight.detach() for part in parts])
         self.joined = Linear(weight.shape[1], len(weight), device=weight.device, dtype=weight.dtype)
