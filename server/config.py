@@ -96,6 +96,15 @@ class Settings(BaseSettings):
         """The environment gives lists as one string, separated by commas."""
         return _listed(value.split(",")) if isinstance(value, str) else value
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _bare(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """What is compared is the name alone: with more, it would never match."""
+        for name in value:
+            if "/" in name or name.count(":") == 1:  # IPv6 addresses have more
+                raise ValueError(f"{name!r} is more than a name: leave scheme and port out")
+        return value
+
     @field_validator("device")
     @classmethod
     def _named(cls, value: str) -> str:

@@ -32,6 +32,8 @@ def test_the_environment_sets_and_arguments_override(monkeypatch):
     assert Settings().origins == ("https://a.example", "https://b.example")
     monkeypatch.setenv("ASR_STREAM_HOTWORDS", "Ada, Mont Blanc")
     assert Settings().hotwords == ("Ada", "Mont Blanc")
+    monkeypatch.setenv("ASR_STREAM_ALLOWED_HOSTS", "asr.example, 2001:db8::7")
+    assert Settings().allowed_hosts == ("asr.example", "2001:db8::7")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_the_environment_sets_and_arguments_override(monkeypatch):
         {"colour": "red"},
         {"beam": 9},
         {"hotwords": "?"},
+        {"allowed_hosts": "https://asr.example"},
+        {"allowed_hosts": "asr.example:8765"},
     ],
 )
 def test_wrong_settings_are_refused(wrong):
