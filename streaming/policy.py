@@ -45,7 +45,8 @@ def rough_words(hypothesis: Hypothesis, vocabulary: Words, delay_s: float) -> li
 def presentable(words: Sequence[TimedWord], stable: int, shown: Sequence[str]) -> int:
     """How many of `words` may be shown: those before the first doubtful one among the newest.
 
-    What has settled is shown whatever its probability, and nothing is taken back only because it became doubtful.
+    What has settled is shown whatever its probability, and nothing is taken back only because it became doubtful. Nor
+    is a screen emptied by doubt: another first word takes the place of the one that stands there.
 
     Args:
         stable: tokens that are never revised again; a word that begins with one of them is shown.
@@ -57,7 +58,7 @@ def presentable(words: Sequence[TimedWord], stable: int, shown: Sequence[str]) -
     for i, word in enumerate(words[first:], first):
         stands = texts[: i + 1] == list(shown[: i + 1])
         if begin >= stable and word.confidence < DOUBTFUL and not stands:
-            return i
+            return i or min(1, len(shown))
         begin += word.n_tokens
     return len(words)
 

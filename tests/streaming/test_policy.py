@@ -75,6 +75,14 @@ def test_a_word_that_became_doubtful_is_not_taken_back() -> None:
     assert texts(heard([0, 1], [SURE, SURE], 0), heard([0, 1], [UNSURE, UNSURE], 0)) == ["now you", None]
 
 
+def test_a_screen_is_not_emptied_by_doubt() -> None:
+    """To clients a turn whose words are all taken back is over."""
+    before = heard([0], [SURE], 0)
+    assert texts(before, heard([1], [UNSURE], 0)) == ["now", "you"]
+    assert texts(before, heard([1, 2], [UNSURE, SURE], 0)) == ["now", "you"]
+    assert texts(before, heard([], [], 0)) == ["now", ""]
+
+
 def test_a_word_half_of_which_has_settled_is_shown() -> None:
     assert texts(heard([0, 2, 4], [SURE, UNSURE, UNSURE], 2)) == ["now seeing"]
     assert texts(heard([0, 2, 4], [SURE, UNSURE, UNSURE], 1)) == ["now"]
