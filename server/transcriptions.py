@@ -179,6 +179,11 @@ class Upload:
         except (HTTPException, LookupError, ValueError) as error:  # of headers, charsets and encodings
             why = error.detail if isinstance(error, HTTPException) else error
             raise AdmissionError(400, "bad_request", f"the form cannot be read: {why}") from None
+        except OSError as error:
+            self._log.error("the file cannot be kept", exc_info=error)
+            raise AdmissionError(
+                500, "internal", "the server has no place to keep the file: try again later, or in pieces"
+            ) from None
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise AdmissionError(

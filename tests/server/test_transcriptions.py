@@ -1,6 +1,7 @@
 """Files over HTTP on a real server, with a model that hears numbers."""
 
 import asyncio
+import errno
 import io
 import json
 import tempfile
@@ -336,6 +337,16 @@ def test_a_large_file_waits_on_disk_and_is_gone_afterwards(monkeypatch):
             assert [file.closed for file in spooled] == [True, True]
 
     asyncio.run(main())
+
+
+def test_a_full_disk_is_told(monkeypatch):
+    async def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(formparsers.UploadFile, "write", full)
+    response = transcribed(1)
+    assert (response.status_code, error(response)["code"]) == (500, "internal")
+    assert "again" in error(response)["message"]
 
 
 @settings(max_examples=60, deadline=None)
