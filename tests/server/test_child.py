@@ -21,7 +21,7 @@ from server.app import serve
 from server.config import Settings
 from tests.server.fakes import FakeEngine
 sys.stderr.write("loading\\n")
-serve(Settings(port=0), FakeEngine())
+serve(Settings(port=0), FakeEngine)
 """
 FAKE_SERVER = [sys.executable, "-c", PROGRAM]
 JFK = Path(__file__).parents[2] / "samples" / "jfk.wav"
