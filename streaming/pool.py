@@ -1,4 +1,4 @@
-"""Several engines as one, for CPUs: two, stepped by a thread each, serve two thirds more streams than one.
+"""Several engines as one, for CPUs: two, stepped by a thread each, serve half as many streams again as one.
 
 Between products of matrices a step is Python and small operations, which more threads of torch do not shorten.
 """
