@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import numpy as np
@@ -10,6 +11,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
 from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Partial, Word
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 
 SAMPLE_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1}
 BUSY = {429, 502, 503, 504}  # HTTP statuses that pass
@@ -72,21 +78,25 @@ def json_object(text: str) -> dict[str, Any]:
 
 def read_event(message: dict[str, Any]) -> Event | None:
     """The event that a server's message says; None for ready and progress."""
-    fields = {key: value for key, value in message.items() if key != "type"}
     if message.get("type") == "error":
-        return Fault(**fields)
+        return _read(Fault, message)
     kind = EVENTS.get(str(message.get("type")))
     if kind is None:
         return None
-    if "words" in fields and kind is not Closed:
-        fields["words"] = tuple(Word(**word) for word in fields["words"])
-    return kind(**fields)
+    if "words" in message and kind is not Closed:
+        message = {**message, "words": tuple(_read(Word, word) for word in message["words"])}
+    return _read(kind, message)
 
 
 def read_bookmark(message: dict[str, Any]) -> Bookmark | None:
     """The bookmark that a server's message says, if it says one."""
-    fields = {key: value for key, value in message.items() if key != "type"}
-    return Bookmark(**fields) if message.get("type") == "bookmark" else None
+    return _read(Bookmark, message) if message.get("type") == "bookmark" else None
+
+
+def _read(kind: type[R], message: Mapping[str, Any]) -> R:
+    """One of `kind` with what it knows of the message: a newer server may tell more."""
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in message.items() if name in known})
 
 
 def encode(samples: np.ndarray, encoding: str) -> bytes:
