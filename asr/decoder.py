@@ -152,45 +152,55 @@ class Decoder(nn.Module):
         return self.project(self.hidden(tokens, state, rows, audio_rows)).float()
 
     def hidden(
-        self, tokens: Tensor, state: DecoderState, rows: Tensor, audio_rows: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: DecoderState,
+        rows: Tensor,
+        audio_rows: Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> Tensor:
         """Appends `tokens` (B, u) and returns their hidden states (B, u, d), which `project` turns into logits.
 
-        Every token sees all audio heard so far. A row with fewer than u tokens is padded on the right
-        and rewound by the caller: later positions never influence earlier ones.
+        Every token sees all audio heard so far. A row with fewer than u tokens is padded on the right: what
+        stands there counts for nothing, and the others come out as if it were not there.
 
         Args:
             tokens: on the host, wherever the model is.
             rows: (B,) rows of the text.
             audio_rows: (B,) what each of them listens to, where several texts are made of the same audio.
+            counts: (B,) int64 on the host, the tokens of each row; None: u.
         """
         audio_rows = rows if audio_rows is None else audio_rows
         n, start = tokens.shape[1], state.text.room(rows, tokens.shape[1])
+        counts = torch.full_like(rows, n) if counts is None else counts
         if state.graphs.device.type != "cpu":  # padded likewise, so that there are few shapes
             most = state.text.capacity - int(start.max())
             tokens = F.pad(tokens, (0, min(rounded(n), most) - n))
-        numbers = [tokens, rows, audio_rows, start, state.audio.lengths[audio_rows]]
+        numbers = [tokens, counts, rows, audio_rows, start, state.audio.lengths[audio_rows]]
         hidden = state.graphs(self._hidden, state, [], numbers)
-        state.text.advance(rows, n)
+        state.text.advance(rows, counts)
         return hidden[:, :n]
 
     def _hidden(
         self,
         state: DecoderState,
         tokens: Tensor,
+        counts: Tensor,
         rows: Tensor,
         audio_rows: Tensor,
         start: Tensor,
         heard: Tensor,
     ) -> Tensor:
         """`hidden` of tokens that stand at `start` (B,) of their rows, when `heard` (B,) frames have come."""
-        positions = start[:, None] + torch.arange(tokens.shape[1], device=start.device)  # (B, u)
-        audio_limits = heard[:, None].expand_as(positions)
+        order = torch.arange(tokens.shape[1], device=start.device)
+        positions = start[:, None] + order  # (B, u)
+        own = order < counts[:, None]
+        text_limits, audio_limits = (positions + 1) * own, heard[:, None] * own
         x = self.token_embedding(tokens) + self.positional_embedding[positions]
         for i, block in enumerate(self.blocks):
             q, k, v = block.attn.queries_keys_values(block.attn_ln(x))
             state.text.put(i, rows, start, k, v)
-            heads = limit_cross_attention(q, state.text.k[i], state.text.v[i], rows, positions + 1)
+            heads = limit_cross_attention(q, state.text.k[i], state.text.v[i], rows, text_limits)
             x = x + block.attn.merge(heads)
             q = block.cross_attn.queries(block.cross_attn_ln(x))
             heads = limit_cross_attention(q, state.audio.k[i], state.audio.v[i], audio_rows, audio_limits)

@@ -172,8 +172,8 @@ class Search(ABC):
         """
         longest = max(map(len, feeds))
         padded = torch.tensor([feed + [0] * (longest - len(feed)) for feed in feeds])
-        hidden = self.decoder.hidden(padded, state.decoder, rows, audio_rows)
-        state.decoder.text.rewind(rows, torch.tensor([longest - len(feed) for feed in feeds]))
+        counts = torch.tensor([len(feed) for feed in feeds])
+        hidden = self.decoder.hidden(padded, state.decoder, rows, audio_rows, counts)
         asked = [
             i * longest + j
             for i, (feed, start) in enumerate(zip(feeds, starts, strict=True))

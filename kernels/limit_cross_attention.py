@@ -30,10 +30,11 @@ def limit_cross_attention(
         q: (B, H, u, D)
         k_cache, v_cache: (S, H, T_max, D)
         slots: (B,) int64
-        limits: (B, u) int64, at least 1 each.
+        limits: (B, u) int64; 0 for padding, which stands behind a row's queries.
 
     Returns:
-        (B, H, u, D), in the type of q; computed in the cache's.
+        (B, H, u, D), in the type of q; computed in the cache's. Padding gives zeros, and on a CPU a row's result is
+        bit for bit the same however much of it there is: products of other shapes add in another order.
     """
     assert q.dim() == 4 and k_cache.shape == v_cache.shape and limits.shape == (q.shape[0], q.shape[2])
     if q.is_cuda:
@@ -41,13 +42,13 @@ def limit_cross_attention(
 
         return triton_slots.attention(q, k_cache, v_cache, slots, limits)
     own, q = q.dtype, q.to(k_cache.dtype)
-    rows = []
-    for i, slot in enumerate(slots.tolist()):
-        row = limits[i].tolist()
-        n = max(row)
+    out = torch.zeros_like(q)
+    for i, (slot, row) in enumerate(zip(slots.tolist(), limits.tolist(), strict=True)):
+        row = row[: len(row) - row.count(0)]
+        n, u = max(row), len(row)
         mask = None
         if min(row) != n:
-            mask = torch.arange(n, device=q.device) < limits[i].to(q.device)[:, None]  # (u, n)
+            mask = torch.arange(n, device=q.device) < limits[i, :u].to(q.device)[:, None]  # (u, n)
         k, v = k_cache[slot : slot + 1, :, :n], v_cache[slot : slot + 1, :, :n]
-        rows.append(F.scaled_dot_product_attention(q[i : i + 1], k, v, attn_mask=mask))
-    return torch.cat(rows).to(own)
+        out[i : i + 1, :, :u] = F.scaled_dot_product_attention(q[i : i + 1, :, :u], k, v, attn_mask=mask)
+    return out.to(own)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
@@ -12,6 +13,10 @@ from asr.audio import SAMPLE_RATE
 WINDOW = 512  # samples per probability, 32 ms
 _CONTEXT = 64  # samples before a window that silero-vad sees again
 _STATE = 128  # width of its recurrent state
+#: On a CPU, products of three rows and fewer add in another order, and functions of what does not fill a vector round
+#: otherwise. Padded, a stream's probabilities are the same to the bit whoever shares the batch.
+_NOBODY = 3  # streams of silence beside the real ones
+_WHOLE = 64  # rows of a function
 
 
 @dataclass(frozen=True)
@@ -95,15 +100,16 @@ class VoiceActivity:
             return [torch.zeros(0) for _ in counts], state
         seen = torch.cat([self._in_context(*piece, state) for piece in zip(rows, pieces, strict=True)])
         complete = [i for i, n in enumerate(counts) if n]
-        features = pack_sequence(
-            [part for part in self._features(seen).split(counts) if len(part)], enforce_sorted=False
-        )
+        features = [part for part in self._features(seen).split(counts) if len(part)]
+        nobody = [features[0].new_zeros(max(counts), features[0].shape[1])] * _NOBODY
+        packed = pack_sequence([*features, *nobody], enforce_sorted=False)
         at = rows[complete]
-        hidden, (h, c) = self._recurrent(features, state.recurrent[at].transpose(0, 1)[:, None].unbind())
-        state.recurrent[at] = torch.cat([h, c]).transpose(0, 1)
+        before = F.pad(state.recurrent[at].transpose(0, 1), (0, 0, 0, _NOBODY))
+        hidden, (h, c) = self._recurrent(packed, before[:, None].unbind())
+        state.recurrent[at] = torch.cat([h, c]).transpose(0, 1)[: len(at)]
         heard = unpack_sequence(hidden._replace(data=self._probabilities(hidden.data)))
         speech = [torch.zeros(0) for _ in counts]
-        for i, probabilities in zip(complete, heard, strict=True):
+        for i, probabilities in zip(complete, heard[: len(complete)], strict=True):
             speech[i] = probabilities
         return speech, state
 
@@ -112,13 +118,17 @@ class VoiceActivity:
 
     def _features(self, seen: Tensor) -> Tensor:
         """(n, 64 + 512) windows in context -> (n, 128)"""
+        n = len(seen)
+        seen = F.pad(seen, (0, 0, 0, 1)) if n == 1 else seen
         with torch.jit.optimized_execution(False):
-            return cast(Tensor, self._model.encoder(self._model.run_extractors(seen))).squeeze(-1)
+            return cast(Tensor, self._model.encoder(self._model.run_extractors(seen))).squeeze(-1)[:n]
 
     def _probabilities(self, hidden: Tensor) -> Tensor:
         """(n, 128) -> (n,)"""
+        n = len(hidden)
+        hidden = F.pad(hidden, (0, 0, 0, -n % _WHOLE))
         with torch.jit.optimized_execution(False):
-            return cast(Tensor, self._model.decoder.decoder(hidden[..., None])).squeeze(1).mean(1)
+            return cast(Tensor, self._model.decoder.decoder(hidden[..., None])).squeeze(1).mean(1)[:n]
 
     @staticmethod
     def _in_context(row: Tensor, windows: Tensor, state: VoiceState) -> Tensor:

@@ -45,13 +45,18 @@ class ScriptedDecoder:
         state.audio.advance(rows, features.shape[1])
 
     def hidden(
-        self, tokens: Tensor, state: DecoderState, rows: Tensor, audio_rows: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: DecoderState,
+        rows: Tensor,
+        audio_rows: Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> Tensor:
         audio_rows = rows if audio_rows is None else audio_rows
         self.n_fed += 1
         state.text.write(0, rows, tokens[:, None, :, None].float(), tokens[:, None, :, None].float())
         before = state.text.lengths[rows].tolist()
-        state.text.advance(rows, tokens.shape[1])
+        state.text.advance(rows, tokens.shape[1] if counts is None else counts)
         out = torch.full(
             (*tokens.shape, EOT + 1 + len(PREFIX)), 99.0
         )  # specials beyond EOT always score best

@@ -49,6 +49,19 @@ def test_limit_cross_attention(shape: tuple[int, ...], growing: bool) -> None:
     torch.testing.assert_close(out, limit_cross_attention_reference(drawn(shape), k, v, slots, limits))
 
 
+@pytest.mark.parametrize("growing", [False, True])
+def test_padding_changes_no_bit(growing: bool) -> None:
+    """Of a row's queries, however many stand behind them; it sees nothing itself."""
+    k, v = cache(6, 64, {0: 30, 2: 30})
+    q, slots = drawn((2, 6, 5, 64)), torch.tensor([2, 0])
+    limits = torch.tensor([[9, 9, 0, 0, 0], [20, 20, 20, 20, 20]]) + growing * torch.arange(5)
+    limits[0, 2:] = 0
+    out = limit_cross_attention(q, k, v, slots, limits)
+    alone = limit_cross_attention(q[:1, :, :2], k, v, slots[:1], limits[:1, :2])
+    assert torch.equal(out[:1, :, :2], alone) and not out[0, :, 2:].any()
+    torch.testing.assert_close(out, limit_cross_attention_reference(q, k, v, slots, limits))
+
+
 def test_limits_in_any_order() -> None:
     limits = torch.tensor([[5, 1, 9, 9, 2]])
     k, v = cache(2, 16, {2: 9})
