@@ -31,6 +31,7 @@ class TrunkState:
     edges: ConvEdges
     odd: Tensor  # (S, 1, d) a frame whose partner has not come
     odd_fill: Tensor  # (S,) int64
+    last: Tensor  # (S, n_ctx, d) what the last layer made of every frame
     cache: KVCache
 
 
@@ -73,6 +74,10 @@ class Trunk(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """(B, 80, t) -> (B, t // 4, width): what `step` gives, padding conv edges with nothing at the end."""
+        return self.hear(mel)[0]
+
+    def hear(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 80, t) -> (B, t // 4, width) features, and (B, t // 4 * 2, d) frames for a decoder, as `heard`."""
         x = self.encoder.embed(mel)[:, : mel.shape[2] // self.stride * STACK]
         pair = torch.arange(x.shape[1], device=x.device) // STACK
         mask = pair[None, :] <= pair[:, None]
@@ -82,7 +87,7 @@ class Trunk(nn.Module):
             heads = masked_attention(q, k, v, mask)
             x = block.feed(x + block.attn.merge(heads))
             layers.append(x)
-        return self._stacked(self._mixed(layers))
+        return self._stacked(self._mixed(layers)), self.encoder.ln_post(x)
 
     # -- as a stream
 
@@ -94,6 +99,7 @@ class Trunk(nn.Module):
             edges=ConvEdges.fresh(rows, dims.n_mels, width, weight),
             odd=weight.new_zeros(rows, 1, width),
             odd_fill=torch.zeros(rows, dtype=torch.int64),
+            last=weight.new_empty(rows, dims.n_audio_ctx, width),
             cache=KVCache.allocate(dims.n_audio_layer, rows, heads, dims.n_audio_ctx, width // heads, weight),
         )
 
@@ -129,9 +135,15 @@ class Trunk(nn.Module):
         state.odd_fill[rows] = rest.shape[1]
         if not n:
             return x.new_zeros(len(rows), 0, self.width), state
-        return self._stacked(self._encode(x[:, :n], state.cache, rows)), state
+        return self._stacked(self._encode(x[:, :n], state, rows)), state
 
-    def _encode(self, x: Tensor, cache: KVCache, rows: Tensor) -> Tensor:
+    def heard(self, state: TrunkState, row: int) -> Tensor:
+        """(1, T, d): all frames of `row` as Whisper's decoder takes them; later steps do not change them."""
+        n = int(state.cache.lengths[row])
+        return self.encoder.ln_post(state.last[row, None, :n])
+
+    def _encode(self, x: Tensor, state: TrunkState, rows: Tensor) -> Tensor:
+        cache = state.cache
         before = cache.lengths[rows]
         ahead = torch.arange(x.shape[1])
         positions = (before[:, None] + ahead).to(x.device)
@@ -144,6 +156,7 @@ class Trunk(nn.Module):
             heads = limit_cross_attention(q, cache.k[i], cache.v[i], rows, limits)
             x = block.feed(x + block.attn.merge(heads))
             layers.append(x)
+        state.last[rows[:, None], before[:, None] + ahead] = x
         cache.advance(rows, x.shape[1])
         return self._mixed(layers)
 

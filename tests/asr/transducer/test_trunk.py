@@ -52,6 +52,27 @@ def test_all_at_once_equals_the_stream(trunk: Trunk) -> None:
     assert (padded[:, 9] - whole[:, 9]).abs().max() > 1e-2
 
 
+def test_what_a_decoder_hears_is_the_last_layer_however_the_audio_came(trunk: Trunk) -> None:
+    """Each stream its own, all of it, and nothing of who was in the row before."""
+    mel = torch.randn(2, 80, 24 * trunk.stride + 3, generator=torch.Generator().manual_seed(0))
+    features, whole = trunk.hear(mel)
+    assert whole.shape == (2, 24 * STACK, trunk.encoder.dims.n_audio_state)
+    torch.testing.assert_close(features, trunk(mel))
+    state, rows = trunk.init_state(3), torch.tensor([2, 0])
+    trunk.step(3 * mel.flip(0), state, rows)
+    trunk.reset(state, rows)
+    for piece in mel.split(11, dim=2):
+        trunk.step(piece, state, rows)
+    heard = torch.cat([trunk.heard(state, row) for row in rows.tolist()])
+    torch.testing.assert_close(heard, whole, atol=1e-4, rtol=1e-4)
+    assert trunk.heard(state, 1).shape[1] == 0
+    early = trunk.heard(state, 0).clone()
+    kept = trunk.heard(state, 0)
+    trunk.step(mel[:1], state, torch.tensor([0]))
+    assert torch.equal(kept, early)
+    assert trunk.heard(state, 0).shape[1] > early.shape[1]
+
+
 def test_a_feature_needs_its_own_audio_and_the_front_ends_and_not_a_sample_more(trunk: Trunk) -> None:
     n, feature = 12 * SAMPLES_PER_FEATURE, 6
     needed = (feature + 1) * SAMPLES_PER_FEATURE + int(FRONT_END_MS * SAMPLES_PER_MS)
