@@ -1,6 +1,7 @@
 """A base model and what we add to it -> the modules that stream, adapters merged."""
 
 import copy
+import json
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -9,6 +10,7 @@ from adapters import lora
 from adapters.shipped import AdapterError
 from asr.checkpoint import Whisper
 from asr.transducer.model import Transducer, load_head
+from asr.transducer.rescorer import Rescorer
 
 
 def causal(base: Whisper, adapter: Path | None) -> Whisper:
@@ -37,6 +39,22 @@ def transducer(base: Whisper, trunk: Path | None, head: Path) -> Transducer:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(f"the head in {head} cannot be put on this model: {reason}") from error
+
+
+def rescorer(base: Whisper, folder: Path) -> Rescorer:
+    """What weighs a transducer's hypotheses, from a copy of `base` and the adapter in `folder`.
+
+    Raises:
+        AdapterError: the adapter is missing, does not fit, or has no weight.
+    """
+    decoder = _merged(copy.deepcopy(base), folder, lora.RESCORER).decoder
+    try:
+        weight = float(json.loads((folder / lora.RESCORER.file).read_text())["weight"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(
+            f"{folder / lora.RESCORER.file} has no weight: train the rescorer again, or set one from 0 to 1"
+        ) from error
+    return Rescorer(decoder, base.vocabulary, weight)
 
 
 def _merged(model: Whisper, adapter: Path | None, kind: lora.Kind) -> Whisper:

@@ -35,6 +35,8 @@ class Kind:
 CARELESS = Kind("careless", {"lookahead_blocks": 1, "longest_delay_ms": round(1000 * LONGEST_DELAY_S)})
 #: Of the transducer's trunk (asr/transducer/trunk.py): the encoder alone, which never looks ahead.
 TRUNK = Kind("trunk", {"lookahead_blocks": 0, "frames_at_once": STACK})
+#: Of the decoder that weighs what a transducer may have said (asr/transducer/rescorer.py): the decoder alone.
+RESCORER = Kind("rescorer", {"lookahead_blocks": 0, "whole_utterances": 1})
 
 #: Every projection of attention and both layers of the MLPs.
 TARGETS = r"(query|key|value|out|mlp\.0|mlp\.2)"
@@ -43,14 +45,15 @@ TARGETS = r"(query|key|value|out|mlp\.0|mlp\.2)"
 def attach(model: Whisper, *, encoder_rank: int = 128, decoder_rank: int = 64) -> PeftModel:
     """Puts trainable adapters, alpha = rank, on every attention and MLP projection of `model`.
 
-    The causal encoder has most to relearn, so it gets the larger rank. A decoder_rank of 0 leaves the decoder alone.
+    The causal encoder has most to relearn, so it gets the larger rank. A rank of 0 leaves that half alone.
     """
+    half = "" if encoder_rank and decoder_rank else r"encoder\." if encoder_rank else r"decoder\."
     config = LoraConfig(
         r=decoder_rank or encoder_rank,
         lora_alpha=decoder_rank or encoder_rank,
-        rank_pattern={r"encoder\..*": encoder_rank},
-        alpha_pattern={r"encoder\..*": encoder_rank},
-        target_modules=rf".*\.{TARGETS}" if decoder_rank else rf"encoder\..*\.{TARGETS}",
+        rank_pattern={r"encoder\..*": encoder_rank} if encoder_rank else {},
+        alpha_pattern={r"encoder\..*": encoder_rank} if encoder_rank else {},
+        target_modules=rf"{half}.*\.{TARGETS}",
     )
     adapted = get_peft_model(model, config)
     _fold(adapted)
@@ -87,7 +90,7 @@ def load(model: Whisper, directory: Path, *, kind: Kind = CARELESS, trainable: b
         )
     if not (directory / "adapter_model.safetensors").is_file():
         raise AdapterError(f"the adapter in {directory} has no weights: adapter_model.safetensors is missing")
-    if _taught(directory, kind) != kind.taught:
+    if not kind.taught.items() <= _taught(directory, kind).items():
         raise AdapterError(
             f"the adapter in {directory} was not taught what this version asks of a {kind.name} "
             f"({kind.file} differs or is missing): train it again, starting from it (see CONTRIBUTING.md)"
@@ -106,18 +109,18 @@ def load(model: Whisper, directory: Path, *, kind: Kind = CARELESS, trainable: b
     return adapted
 
 
-def _taught(directory: Path, kind: Kind) -> object:
+def _taught(directory: Path, kind: Kind) -> dict[str, Any]:
     try:
-        return json.loads((directory / kind.file).read_text())
-    except (OSError, ValueError):
-        return None
+        return dict(json.loads((directory / kind.file).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def read(adapted: PeftModel, directory: Path, part: str = "") -> None:
     """Copies the weights saved in `directory` into an adapter of the same shape, to train on from there.
 
     Args:
-        part: "encoder" takes that half alone.
+        part: "encoder" or "decoder" takes that half alone.
 
     Raises:
         AdapterError: nothing there, or made for another model or other ranks.

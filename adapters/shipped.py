@@ -30,6 +30,7 @@ class Model:
         Path | None
     )  # of the causal Whisper, or of the trunk of a transducer; None leaves the base as it is
     head: Path | None = None  # of a transducer; None: words come from Whisper's own decoder
+    rescorer: Path | None = None  # of a transducer: the adapter of the decoder that weighs hypotheses
 
     @property
     def decides_when_to_wait(self) -> bool:
@@ -40,7 +41,8 @@ class Model:
     def files(self) -> list[Path]:
         """What we add, the most special first."""
         of_head = [self.head / name for name in HEAD_WEIGHTS] if self.head else []
-        return [*of_head, *([self.adapter / ADAPTER_WEIGHTS] if self.adapter else [])]
+        adapters = [folder / ADAPTER_WEIGHTS for folder in (self.adapter, self.rescorer) if folder]
+        return [*of_head, *adapters]
 
     @property
     def description(self) -> str:
@@ -66,13 +68,13 @@ def find(name: str, adapter: str | None = None) -> Model:
     if head := _head(name):
         base = _fact(head, "base")
         locate(base)
-        return Model(base, _given(adapter) if adapter else _trunk(head), head)
+        return _transducer(base, _given(adapter) if adapter else _trunk(head), head)
     locate(name)  # a wrong name is a wrong name, and no lack of an adapter
     if adapter is None:
         return Model(name, shipped(name) or _none_shipped(name))
     folder = _given(adapter)
     if folder and (folder / HEAD_FILE).is_file():
-        return Model(name, _trunk(folder), folder)
+        return _transducer(name, _trunk(folder), folder)
     return Model(name, folder)
 
 
@@ -85,6 +87,11 @@ def shipped(name: str) -> Path | None:
 def transducers() -> list[str]:
     """The names of those that come with the project."""
     return sorted(file.parent.name for file in WEIGHTS.glob(f"ancat-*-*/{HEAD_FILE}"))
+
+
+def rescorer_name(trunk: str) -> str:
+    """The folder of the rescorer that reads a trunk."""
+    return f"{trunk}-rescorer"
 
 
 def _given(adapter: str) -> Path | None:
@@ -114,6 +121,15 @@ def _trunk(head: Path) -> Path:
     raise AdapterError(
         f"the head in {head} has no trunk: put the folder {name} beside it, or name it with --adapter DIR"
     )
+
+
+def _transducer(base: str, trunk: Path | None, head: Path) -> Model:
+    """With the rescorer of its trunk, if there is one: beside the head, or beside the trunk."""
+    if trunk is None:
+        return Model(base, None, head)
+    places = [folder.resolve().parent / rescorer_name(trunk.name) for folder in (head, trunk)]
+    rescorer = next((place for place in places if (place / ADAPTER_FILE).is_file()), None)
+    return Model(base, trunk, head, rescorer)
 
 
 def _fact(head: Path, name: str) -> str:

@@ -124,6 +124,47 @@ def ancat(
 
 
 @app.command()
+def rescorer(
+    context: typer.Context,
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with audio and text.", exists=True)],
+    head: Annotated[Path, typer.Option(help="Folder of a head as `train ancat` writes it.", exists=True)],
+    held_out: Annotated[
+        Path,
+        typer.Option(
+            help="A manifest of other clips, which the head has not been trained on either: they tell how far "
+            "to trust the rescorer.",
+            exists=True,
+        ),
+    ],
+    out: Run,
+    steps: Annotated[int, typer.Option(min=1)] = 700,
+    batch_seconds: Annotated[float, typer.Option(help="Audio per step and device.")] = 40.0,
+) -> None:
+    """Teach Whisper's decoder to choose among the hypotheses of a transducer. Ctrl-C saves and ends."""
+    from adapters.ancat.rescorer import Recipe, train
+    from adapters.shipped import find
+
+    chosen = find(str(head))
+    if chosen.head is None or chosen.adapter is None:
+        raise ValueError(f"{head} is no head of a transducer")
+    recipe = Recipe(steps=steps, batch_seconds=batch_seconds)
+    house: House = context.obj
+    with house.interruption() as interruption, house.progress("training") as show:
+
+        def after_step(done: float, total: float, line: str) -> None:
+            show(done, total, line)
+            if interruption.asked:
+                raise KeyboardInterrupt
+
+        folder, found = train(chosen, manifest, held_out, recipe, out, after_step, device())
+    typer.echo(
+        f"of the words of {held_out} the beam has {found.beam:.1%} wrong, rescored {found.rescored:.1%}, "
+        f"and the best of the hypotheses {found.oracle:.1%}\n"
+        f"the rescorer is in {folder}: it belongs beside the head, or beside the trunk"
+    )
+
+
+@app.command()
 def word_times(
     context: typer.Context,
     heads: Annotated[

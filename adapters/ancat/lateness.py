@@ -51,16 +51,22 @@ def fit_lateness(
 @torch.no_grad()
 def heard(model: Transducer, samples: np.ndarray) -> list[TimedWord]:
     """What a head says of a clip (n,), each word when it says it."""
-    n = -(-(len(samples) + round(TRAILING_S * SAMPLE_RATE)) // SAMPLES_PER_FEATURE)
-    padded = torch.zeros(1, (n + 1) * SAMPLES_PER_FEATURE)  # a feature more, as the front end looks ahead
-    padded[0, : len(samples)] = torch.from_numpy(samples)
-    features = model.trunk(LogMel(model.device).whole(padded.to(model.device)))[:, :n]
-    lengths = torch.tensor([n])
+    audio, lengths = padded(samples)
+    features = model.trunk(LogMel(model.device).whole(audio.to(model.device)))[:, : int(lengths)]
     frames, schedule = model.encoder(features, lengths, model.policy)
     search = TransducerSearch(model.predictor, model.joiner, model.pieces)
     state = search.init_state(1)
     search.step(frames, lengths, schedule.done, state, torch.tensor([0]))
     return timed_words(state.rows[0].hypothesis(), model.pieces)
+
+
+def padded(samples: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """A clip (n,) with silence behind it, (1, m), and the (1,) features that count: one less than it holds, as the
+    front end looks ahead."""
+    n = -(-(len(samples) + round(TRAILING_S * SAMPLE_RATE)) // SAMPLES_PER_FEATURE)
+    audio = torch.zeros(1, (n + 1) * SAMPLES_PER_FEATURE)
+    audio[0, : len(samples)] = torch.from_numpy(samples)
+    return audio, torch.tensor([n])
 
 
 def delays(true: Sequence[tuple[str, float, float]], said: Sequence[TimedWord]) -> list[tuple[float, float]]:
