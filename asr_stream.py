@@ -4,7 +4,9 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from streaming.session import SessionOptions
 
 ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
-MOST_ENGINES = 4  # of one process: between its products each holds Python's lock
+MOST_ENGINES = 8  # unless asked for: each is a process of some 0.6 GB
 #: Commands that live in a room: its module, with the command as `app`.
 COMMANDS = {
     "serve": "server.serve_command",
@@ -87,7 +89,7 @@ app = typer.Typer(
 )
 
 
-FinalPass = Literal["full", "none"]
+FinalPass = Literal["full", "rescore", "none"]
 Model = Annotated[
     str, typer.Option(help="tiny.en, base.en, a checkpoint's path, or a transducer as in `models list`.")
 ]
@@ -104,7 +106,12 @@ DelayMs = Annotated[
     int, typer.Option(help="How long after its end a word is due, 0 to 600: waiting avoids guesses.")
 ]
 SecondPass = Annotated[
-    FinalPass, typer.Option("--final-pass", help="Whether the base model hears each utterance again.")
+    FinalPass,
+    typer.Option(
+        "--final-pass",
+        help="Of each utterance: `full`, the base model hears it again; `rescore`, for transducers with a rescorer "
+        "and a beam, Whisper's decoder chooses among the hypotheses; `none`.",
+    ),
 ]
 Beam = Annotated[int, typer.Option(help="Hypotheses of the search, 1 to 8; 1 is greedy.")]
 Prompt = Annotated[str, typer.Option(help="What was said or written before; the second pass reads it.")]
@@ -157,27 +164,40 @@ def build_pool(
     model: str,
     *,
     slots: int,
-    threads: int | None = None,
+    engines: int | None = None,
     adapter: str | None = None,
     device: str = "auto",
+    prepare: Callable[[], None] | None = None,
 ) -> "EnginePool":
-    """What a server serves with: `threads` engines that share the weights and divide `slots`, a thread each.
+    """What a server serves with: `engines` that divide `slots`, on a CPU in a process each, on a GPU in this one.
 
-    `threads`: None takes the cores that torch sees, less one for second passes, MOST_ENGINES at most; on a GPU one,
-    whose batches are the larger. Raises as `build_engine`.
+    Args:
+        engines: None: the cores that torch sees, less one for second passes, MOST_ENGINES at most; on a GPU one,
+            whose batches are the larger.
+        prepare: what each process does before all else; it is sent there.
+
+    Raises:
+        Exception: as `build_engine`.
     """
     import torch
 
-    from streaming.engine import Engine
+    from server.engine_process import EngineProcess
     from streaming.pool import EnginePool
 
-    where = place(model, adapter, device)
-    cores = torch.get_num_threads() - 1 if where.type == "cpu" else 1
-    n = min(slots, threads or max(1, min(cores, MOST_ENGINES)))
-    torch.set_num_threads(1)
-    recognizer, base = load_models(model, adapter, where)
+    on_cpu = place(model, adapter, device).type == "cpu"
+    cores = torch.get_num_threads() - 1 if on_cpu else 1
+    n = min(slots, engines or max(1, min(cores, MOST_ENGINES)))
     shares = [slots // n + (i < slots % n) for i in range(n)]
-    return EnginePool([Engine(recognizer, base, model, share) for share in shares])
+    build = partial(build_engine, model, threads=1, adapter=adapter, device=device)
+    if not on_cpu:
+        return EnginePool([build(slots=share) for share in shares])
+
+    def launch(share: int) -> EngineProcess:
+        return EngineProcess(partial(build, slots=share), share, prepare)
+
+    first = launch(shares[0])  # which fetches the weights, if they are not there
+    with ThreadPoolExecutor() as launching:
+        return EnginePool([first, *launching.map(launch, shares[1:])])
 
 
 def place(model: str, adapter: str | None, device: str) -> "torch.device":
@@ -213,13 +233,19 @@ def load_models(model: str, adapter: str | None, device: "torch.device") -> "tup
     chosen = find(model, adapter)
     base = load(chosen.base)
     recognizer: Recognizer[Any]
+    rescorer = None
     if chosen.head is None:
         recognizer = WhisperRecognizer(for_serving(loading.causal(base, chosen.adapter).to(device)))
     else:
         transducer = loading.transducer(base, chosen.adapter, chosen.head)
+        rescorer = loading.rescorer(base, chosen.rescorer) if chosen.rescorer else None
         for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
-        recognizer = TransducerRecognizer(transducer)
-    return recognizer, for_serving(base.to(device))
+        recognizer = TransducerRecognizer(transducer, rescorer)
+    base = for_serving(base.to(device))
+    if rescorer is not None:
+        decoder = for_serving(rescorer.decoder)  # its vocabulary is the base's, and held once
+        decoder.token_embedding, decoder.unembedding = base.decoder.token_embedding, base.decoder.unembedding
+    return recognizer, base
 
 
 def base_of(model: str, adapter: str | None) -> str:
@@ -245,6 +271,19 @@ def decides_when_to_wait(model: str, adapter: str | None, *, asked: bool) -> boo
     if decides and asked:
         tell(f"{model} has learnt when to wait: the delay that was asked for does not apply")
     return decides
+
+
+def check_final_pass(model: str, adapter: str | None, final_pass: str) -> None:
+    """Tells who asks for a second pass that a model does not offer, before it is loaded.
+
+    Raises:
+        ValueError: in one line.
+    """
+    from adapters.shipped import find
+    from streaming.session import no_such_pass
+
+    if final_pass == "rescore" and find(model, adapter).rescorer is None:
+        raise ValueError(no_such_pass(model, final_pass, ("full", "none")))
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -376,6 +415,7 @@ def transcribe(
         length_s, audio = duration(file), stream_audio(file, chunk_ms / 1000)
     if realtime:
         audio = sources.at_speed_of_speech(audio)
+    check_final_pass(model, adapter, final_pass)
     decides_when_to_wait(model, adapter, asked="delay_ms" in set_by_user(context))
     with replacing(out) as target:
         engine = build_engine(
@@ -434,6 +474,7 @@ def mic(
             ) as client:  # the others are as the server has them
                 await talk(client, chosen)
         else:
+            check_final_pass(model, adapter, final_pass)
             decides_when_to_wait(model, adapter, asked="delay_ms" in given)
             engine = build_engine(model, slots=1, threads=threads, adapter=adapter, device=model_device)
             async with LocalClient(engine, session) as local:

@@ -26,6 +26,7 @@ class House(Protocol):
     def place(self, model: str, adapter: str | None, device: str) -> Any: ...
     def base_of(self, model: str, adapter: str | None) -> str: ...
     def set_by_user(self, context: typer.Context) -> set[str]: ...
+    def check_final_pass(self, model: str, adapter: str | None, final_pass: str) -> None: ...
     def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
     def describe_adapter(self, model: str, adapter: str | None) -> str: ...
     def progress(self, what: str) -> AbstractContextManager[Any]: ...
@@ -70,7 +71,8 @@ def evaluate(
         ),
     ] = None,
     final_pass: Annotated[
-        Literal["full", "none"], typer.Option(help="Whether the base model hears each utterance again.")
+        Literal["full", "rescore", "none"],
+        typer.Option(help="Of each utterance, as in `transcribe`: full, rescore or none."),
     ] = "full",
     jobs: Annotated[
         int | None,
@@ -114,6 +116,7 @@ def evaluate(
     from eval.jobs import Workshop
 
     house: House = context.obj
+    house.check_final_pass(model, adapter, final_pass)
     own_delay = house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context))
     settings = sweep.conditions(
         chunk_ms=_numbers("chunk-ms", chunk_ms),

@@ -41,8 +41,7 @@ from streaming.events import Fault
 from streaming.session import SessionOptions
 
 if TYPE_CHECKING:
-    from streaming.engine import Engine
-    from streaming.pool import EnginePool
+    from streaming.pool import AnyEngine, EnginePool
 
 DIALECTS: dict[str, type[Dialect]] = {
     "/v1/stream": Native,
@@ -65,7 +64,7 @@ log = logging.getLogger("asr_stream.server")
 class House:
     """All that one server holds: the worker, the conversations, and how many more may come in."""
 
-    def __init__(self, engine: "Engine | EnginePool", settings: Settings) -> None:
+    def __init__(self, engine: "AnyEngine | EnginePool", settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.worker = Worker(engine, stepped=self.metrics.stepped, warm_up=self._warm_up)
@@ -80,6 +79,7 @@ class House:
             beam=settings.beam,
             prompt=settings.prompt,
             hotwords=settings.hotwords,
+            final_passes=engine.final_passes,
         )
         self.connections: set[Conversation] = set()
         self.draining = False
@@ -99,7 +99,7 @@ class House:
             return 0
         return self.worker.engine.free_slots - sum(connection.awaited for connection in self.connections)
 
-    def _warm_up(self, engine: "Engine") -> None:
+    def _warm_up(self, engine: "AnyEngine") -> None:
         """Lets the model hear a clip as clients will send theirs, so that the first of them does not wait longer."""
         speech = read_audio(SPEECH)[round(SPEECH_BEGINS_S * SAMPLE_RATE) :]
         engine.warm_up(speech, SessionOptions(**self.terms.options()))
@@ -195,7 +195,7 @@ class House:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def create_app(engine: "Engine | EnginePool", settings: Settings) -> Starlette:
+def create_app(engine: "AnyEngine | EnginePool", settings: Settings) -> Starlette:
     """The app around `engine`; its lifespan starts and stops the worker and closes the engine.
 
     `app.state.house` is the House, for whoever ends the server and wants to drain it first.
@@ -236,7 +236,7 @@ def create_app(engine: "Engine | EnginePool", settings: Settings) -> Starlette:
 class Server(uvicorn.Server):
     """uvicorn, but it drains before it closes sockets, and the signal that ended it is not raised again."""
 
-    def __init__(self, engine: "Engine | EnginePool", settings: Settings) -> None:
+    def __init__(self, engine: "AnyEngine | EnginePool", settings: Settings) -> None:
         app = create_app(engine, settings)
         self.house: House = app.state.house
         super().__init__(
@@ -318,7 +318,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, build: Callable[[], "Engine | EnginePool"]) -> None:
+def serve(settings: Settings, build: Callable[[], "AnyEngine | EnginePool"]) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns.
 
     SystemExit(2) if the address is taken, which is found before `build` loads a model. Until it has, clients are

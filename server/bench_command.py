@@ -44,6 +44,7 @@ class House(Protocol):
     def build_engine(self, model: str, **how: Any) -> Any: ...
     def place(self, model: str, adapter: str | None, device: str) -> Any: ...
     def set_by_user(self, context: typer.Context) -> set[str]: ...
+    def check_final_pass(self, model: str, adapter: str | None, final_pass: str) -> None: ...
     def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
     def describe_adapter(self, model: str, adapter: str | None) -> str: ...
     def describe_machine(self, device: str) -> dict[str, Any]: ...
@@ -122,7 +123,8 @@ def bench(
     delay_ms: Annotated[int, typer.Option(help="How long after its end a word is due.")] = 160,
     beam: Annotated[int, typer.Option(help="Hypotheses of the search; `compute` compares several.")] = 1,
     final_pass: Annotated[
-        Literal["full", "none"], typer.Option(help="Whether the base model hears each utterance again.")
+        Literal["full", "rescore", "none"],
+        typer.Option(help="Of each utterance, as in `transcribe`: full, rescore or none."),
     ] = "full",
     threads: Annotated[int | None, typer.Option(min=1, help="Of the model.")] = None,
     device: Annotated[
@@ -148,6 +150,7 @@ def bench(
     model, *others = models or ["tiny.en"]
     if others:
         raise ValueError("these reports are about one --model; lookahead compares several")
+    house.check_final_pass(model, adapter, final_pass)
     if house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context)):
         delay_ms = 0
     device = str(house.place(model, adapter, device))
@@ -250,7 +253,8 @@ class Bench:
         from server.terminal import progress
 
         samples = np.concatenate(self._recordings(COMPUTE_S))[: int(COMPUTE_S * SAMPLE_RATE)]
-        rows = [{"chunk_ms": chunk_ms, "beam": beam} for chunk_ms in CHUNKS_MS for beam in BEAMS]
+        beams = [beam for beam in BEAMS if beam > 1 or self.options.final_pass != "rescore"]
+        rows = [{"chunk_ms": chunk_ms, "beam": beam} for chunk_ms in CHUNKS_MS for beam in beams]
         with progress("compute") as show:
             engine = self._engine()
             for report in measure_compute(engine, samples, self.options, rows):

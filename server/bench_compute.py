@@ -19,6 +19,7 @@ from asr.mel import LogMel
 from asr.offline import OfflineDecoder
 from asr.search import GreedySearch
 from asr.transducer.executor import Executor
+from asr.transducer.rescorer import Rescorer
 from asr.transducer.search import TransducerSearch
 from asr.transducer.trunk import Trunk
 from streaming.endpoint import VoiceActivity
@@ -46,6 +47,7 @@ HOOKS: tuple[tuple[str, type, str], ...] = (  # (stage, and a method that does i
     ("word times", WhisperRecognizer, "words"),
     ("word times", TransducerRecognizer, "words"),
     (SECOND_PASS, OfflineDecoder, "transcribe"),
+    (SECOND_PASS, Rescorer, "best"),
 )
 STAGES = tuple(dict.fromkeys(stage for stage, _, _ in HOOKS))
 OTHER = "other"  # of a step: what no stage took

@@ -27,7 +27,7 @@ from pydantic_settings import (
 
 from asr.biasing import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords
 from asr.device import checked_name
-from streaming.session import DEFAULT_DELAY_MS, DELAY_MS
+from streaming.session import DEFAULT_DELAY_MS, DELAY_MS, SessionOptions
 
 PREFIX = "ASR_STREAM_"
 OTHER_VARIABLES = {"ASR_STREAM_CACHE", "ASR_STREAM_CONFIG"}  # of asr/weights.py and of the command line
@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     # that decode, each with its share of the slots; None: the cores less one
     threads: int | None = Field(None, ge=1)
     chunk_ms: int = Field(300, ge=100, le=1000, multiple_of=20)  # unless the client asks otherwise
-    final_pass: Literal["full", "none"] = "full"
+    final_pass: Literal["full", "rescore", "none"] = "full"
     delay_ms: int = Field(DEFAULT_DELAY_MS, ge=DELAY_MS[0], le=DELAY_MS[1], multiple_of=20)
     beam: int = Field(1, ge=1, le=MAX_BEAM)  # unless the client asks otherwise, as what follows
     prompt: str = Field("", max_length=MAX_PROMPT_CHARS)
@@ -114,6 +114,12 @@ class Settings(BaseSettings):
     @classmethod
     def _checked(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return checked_hotwords(value)
+
+    @model_validator(mode="after")
+    def _chosen_from(self) -> Self:
+        """What clients get that do not say must be possible."""
+        SessionOptions(final_pass=self.final_pass, beam=self.beam)
+        return self
 
     @model_validator(mode="after")
     def _paired(self) -> Self:

@@ -24,8 +24,7 @@ from streaming.events import Endpoint, Event, Fault, Final, Partial
 from streaming.session import Full, Session, SessionOptions
 
 if TYPE_CHECKING:
-    from streaming.engine import Engine
-    from streaming.pool import EnginePool
+    from streaming.pool import AnyEngine, EnginePool
 
 FAREWELL_S = 5.0  # for the last frames to leave, when the client does not read
 
@@ -59,7 +58,7 @@ class Connection:
         self,
         socket: WebSocket,
         dialect: Dialect,
-        engine: "Engine | EnginePool",
+        engine: "AnyEngine | EnginePool",
         settings: Settings,
         metrics: Metrics,
     ) -> None:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from server.config import Settings
 from server.dialects import Terms
 from server.door import AdmissionError, check
-from streaming.session import CHUNK_MS, DELAY_MS, FINAL_PASSES
+from streaming.session import CHUNK_MS, DELAY_MS
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {  # not the machine's own table, which on some calls JavaScript text/plain
@@ -94,5 +94,5 @@ def _offer(terms: Terms, started: int) -> dict[str, object]:
         "language": "en",
         "chunk_ms": chunk,
         "delay_ms": delay,
-        "final_pass": {"choices": FINAL_PASSES, "default": terms.final_pass},
+        "final_pass": {"choices": terms.final_passes, "default": terms.final_pass},
     }

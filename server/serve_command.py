@@ -18,6 +18,7 @@ class House(Protocol):
 
     def build_pool(self, model: str, **how: Any) -> Any: ...
     def place(self, model: str, adapter: str | None, device: str) -> Any: ...
+    def check_final_pass(self, model: str, adapter: str | None, final_pass: str) -> None: ...
     def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
 
 
@@ -53,7 +54,7 @@ def serve(
     ] = None,
     chunk_ms: ForOthers[int] = None,
     delay_ms: ForOthers[int] = None,
-    final_pass: ForOthers[Literal["full", "none"]] = None,
+    final_pass: ForOthers[Literal["full", "rescore", "none"]] = None,
     beam: ForOthers[int] = None,
     prompt: ForOthers[str] = None,
     hotwords: Annotated[
@@ -93,6 +94,7 @@ def serve(
     }  # fmt: skip
     house: House = context.obj
     settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
+    house.check_final_pass(settings.model, settings.adapter, settings.final_pass)
     if house.decides_when_to_wait(
         settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set
     ):
@@ -105,7 +107,7 @@ def serve(
         house.build_pool,
         settings.model,
         slots=settings.slots,
-        threads=settings.threads or (1 if ray else None),  # a replica has the cores that Ray reserves
+        engines=settings.threads or (1 if ray else None),  # a replica has the cores that Ray reserves
         adapter=settings.adapter,
         device=settings.device,
     )

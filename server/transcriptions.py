@@ -29,8 +29,7 @@ from streaming.events import Closed, Event, Fault, Final
 from streaming.session import Full, Session
 
 if TYPE_CHECKING:
-    from streaming.engine import Engine
-    from streaming.pool import EnginePool
+    from streaming.pool import AnyEngine, EnginePool
 
 SLOWEST_BYTES_S = 2_000  # of an upload, on average: a slot is kept for it while it comes
 FORM_BYTES = 2**16  # beside the file: a prompt, and what separates the parts
@@ -42,7 +41,7 @@ class Upload:
     """The conversation of one client that sends a file: an ASGI app, called once."""
 
     def __init__(
-        self, engine: "Engine | EnginePool", settings: Settings, terms: Terms, metrics: Metrics
+        self, engine: "AnyEngine | EnginePool", settings: Settings, terms: Terms, metrics: Metrics
     ) -> None:
         self.id = uuid4().hex[:12]
         self.awaited = True  # it may yet open its session, for which a slot is kept

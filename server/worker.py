@@ -8,12 +8,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from streaming.pool import EnginePool
-
-if TYPE_CHECKING:
-    from streaming.engine import Engine
+from streaming.pool import AnyEngine, EnginePool
 
 WAIT_S = 0.1  # how long a thread sleeps at most before it looks whether it should stop
 CRASH_PAUSE_S = 0.05  # a model that always fails must not keep a core busy
@@ -24,22 +20,23 @@ log = logging.getLogger("asr_stream.worker")
 class Worker:
     """Steps `engine`, or each of a pool, in a thread of its own, from `start` to `stop`.
 
-    `stepped(seconds, rows)` is called there after every batch: its time, and how many sessions advanced;
-    `warm_up(engine)` once, before all others.
+    `stepped(seconds, rows)` is called after every batch: its time, and how many sessions advanced; `warm_up(engine)`
+    once, before all others.
     """
 
     def __init__(
         self,
-        engine: "Engine | EnginePool",
+        engine: AnyEngine | EnginePool,
         *,
         stepped: Callable[[float, int], None] | None = None,
-        warm_up: "Callable[[Engine], None]" = lambda _: None,
+        warm_up: Callable[[AnyEngine], None] = lambda _: None,
     ) -> None:
         self.engine = engine
-        self._stepped = stepped
         self._warm_up = warm_up
         self._stopping = threading.Event()
         engines = engine.engines if isinstance(engine, EnginePool) else (engine,)
+        for each in engines:
+            each.stepped = stepped or each.stepped
         self._warm = [threading.Event() for _ in engines]
         self._threads = [
             threading.Thread(target=self._run, args=work, name="model", daemon=True)
@@ -74,7 +71,7 @@ class Worker:
                 thread.join()
         self.engine.close()
 
-    def _run(self, engine: "Engine", warm: threading.Event) -> None:
+    def _run(self, engine: AnyEngine, warm: threading.Event) -> None:
         started = time.perf_counter()
         try:
             self._warm_up(engine)
@@ -85,19 +82,9 @@ class Worker:
         warm.set()
         while not self._stopping.is_set():
             try:
-                if not self._step(engine):
+                if not engine.step():
                     engine.wait(WAIT_S)
             except Exception as error:
                 log.exception("the model failed: every session of it is ended")
                 engine.fail(error)
                 self._stopping.wait(CRASH_PAUSE_S)
-
-    def _step(self, engine: "Engine") -> bool:
-        positions = {session: session.decoded_ms for session in engine.sessions}
-        started = time.perf_counter()
-        if not engine.step():
-            return False
-        if self._stepped is not None:
-            rows = sum(session.decoded_ms > before for session, before in positions.items())
-            self._stepped(time.perf_counter() - started, rows)
-        return True

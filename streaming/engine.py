@@ -4,7 +4,9 @@ A step is schedule -> run -> postprocess: the sessions that have a chunk ready, 
 events that come of it.
 """
 
+import math
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -23,10 +25,10 @@ from asr.timing import TimedWord
 from streaming import policy
 from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity, milliseconds, samples_in
 from streaming.events import MAX_CARRIED_CHARS, Bookmark, Endpoint, Fault, Final
-from streaming.final_pass import FinalJob, FinalPass
+from streaming.final_pass import FinalJob, FinalPass, Rescoring
 from streaming.memory import give_back
 from streaming.recognizer import Recognizer
-from streaming.session import Full, Session, SessionOptions
+from streaming.session import FINAL_PASSES, Full, Session, SessionOptions, no_such_pass
 from streaming.utterance import Feed, Utterances, Verdict
 
 WARM_SESSIONS = 8  # more add no shape that is not soon met
@@ -88,6 +90,9 @@ class Engine:
         base: the unmodified model, for the second pass.
         name: what clients call the model.
         final_pass_thread: False runs second passes within `step`, so that their cost can be measured.
+
+    Attributes:
+        stepped: called after every batch with its seconds and the number of its streams.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class Engine:
         self._state = self._recognizer.init_state(slots)
         self._voice_state = self._voice.init_state(slots)
         self._final_pass = FinalPass(OfflineDecoder(base), threaded=final_pass_thread)
+        self.stepped: Callable[[float, int], None] = lambda seconds, rows: None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._free = list(range(slots))
@@ -123,6 +129,11 @@ class Engine:
         return len(self._free)
 
     @property
+    def final_passes(self) -> tuple[str, ...]:
+        """Those that a session may choose."""
+        return tuple(name for name in FINAL_PASSES if name != "rescore" or self._recognizer.rescores)
+
+    @property
     def sessions(self) -> list[Session]:
         with self._lock:
             return [stream.session for stream in self._streams]
@@ -132,7 +143,10 @@ class Engine:
 
         Raises:
             Full: every slot is taken.
+            ValueError: the model cannot be asked for such a second pass.
         """
+        if options.final_pass not in self.final_passes:
+            raise ValueError(no_such_pass(self.model_name, options.final_pass, self.final_passes))
         second = Guidance.of(
             self._second_vocabulary, options.beam, options.prompt, options.hotwords, options.hotword_boost
         )
@@ -193,6 +207,7 @@ class Engine:
     @torch.no_grad()
     def step(self) -> bool:
         """One batch; False when nothing was ready."""
+        started = time.perf_counter()
         self._release([s for s in self._current() if s.session.aborted])
         taken = [(s, *piece) for s in self._current() if (piece := s.session.take(s.wanted))]
         work, rests, chunks = [], [], []
@@ -211,10 +226,13 @@ class Engine:
         for stream, _, _ in taken:
             stream.session.decoded(stream.received)
             stream.session.tell()
-        self._n_steps += bool(taken)
-        if taken and self._n_steps % STEPS_TO_TRIM == 0:
+        if not taken:
+            return False
+        self.stepped(time.perf_counter() - started, len(taken))
+        self._n_steps += 1
+        if self._n_steps % STEPS_TO_TRIM == 0:
             give_back()
-        return bool(taken)
+        return True
 
     def fail(self, error: BaseException) -> None:
         """Ends every session after `step` has raised; the engine can serve new ones."""
@@ -325,10 +343,11 @@ class Engine:
             self._state, stream.row, stream.guidance, behind=utterances.silence
         ):
             self._show(stream, hypothesis)
-        hypothesis = self._recognizer.settle(self._state, stream.row)
-        self._show(stream, hypothesis)
         samples, start, end = utterances.audio(), utterances.start, stream.heard
         assert start is not None
+        rescoring = self._rescoring(stream, samples)
+        hypothesis = self._recognizer.settle(self._state, stream.row)
+        self._show(stream, hypothesis)
         utterances.end()
         self._forget_voices(stream)
         if stream.shown.text:
@@ -340,7 +359,7 @@ class Engine:
             # Where the client asked for the end, the silence that completed the last chunk leads nothing.
             n_lead = utterances.n_lead if utterances.now == end else 0
             bookmark = Bookmark(stream.ms(end), stream.ms(end - n_lead), stream.ms(end))
-            self._finalise(stream, words, samples, start, bookmark)
+            self._finalise(stream, words, samples, start, bookmark, rescoring)
 
     def _turn(self, stream: _Stream) -> _Work:
         """Ends a full window in mid-speech; what was said behind the cut is heard again in the next one."""
@@ -353,7 +372,8 @@ class Engine:
         words = self._recognizer.words(self._state, stream.row, window)
         said = self._recognizer.said(self._state, stream.row)
         cut_s = len(before) / SAMPLE_RATE
-        kept = [word for word in words if (word.start + word.end) / 2 < cut_s]
+        rescoring = self._rescoring(stream, window, cut_s)
+        kept = _said_before(cut_s, words)
         n_tokens = sum(word.n_tokens for word in kept)
         carried = list(self._recognizer.carried(said, n_tokens))
         settled = self._vocabulary.text(carried).strip()[:MAX_CARRIED_CHARS]
@@ -362,7 +382,7 @@ class Engine:
             stream.session.put(policy.whole(text, stream.utterance, stream.ms(stream.heard)))
             cut_ms = stream.ms(min(utterances.start, stream.heard))
             bookmark = Bookmark(cut_ms, cut_ms, stream.ms(stream.heard), settled)
-            self._finalise(stream, kept, before, start, bookmark)
+            self._finalise(stream, kept, before, start, bookmark, rescoring)
         return _Work(stream, feed, Verdict.GO_ON, self._carried(settled))
 
     def _forget_voices(self, stream: _Stream) -> None:
@@ -373,11 +393,24 @@ class Engine:
         self._voice.reset(self._voice_state, torch.tensor([stream.row]))
 
     def _second_pass(self, stream: _Stream) -> bool:
-        """Whether the utterance that ends now is heard again: not if the client does not want it, or all is late."""
-        return stream.session.options.final_pass == "full" and not self._final_pass.behind
+        """Whether the utterance that ends now gets one: not if the client does not want it, or all is late."""
+        return stream.session.options.final_pass != "none" and not self._final_pass.behind
+
+    def _rescoring(self, stream: _Stream, samples: np.ndarray, until_s: float = math.inf) -> Rescoring | None:
+        """How hypotheses of the window that ends now are chosen from, if so they are; words `until_s` alone."""
+        if stream.session.options.final_pass != "rescore" or not self._second_pass(stream):
+            return None
+        choose = self._recognizer.rescoring(self._state, stream.row, samples)
+        return choose and (lambda: _said_before(until_s, choose()))
 
     def _finalise(
-        self, stream: _Stream, words: list[TimedWord], samples: np.ndarray, start: int, bookmark: Bookmark
+        self,
+        stream: _Stream,
+        words: list[TimedWord],
+        samples: np.ndarray,
+        start: int,
+        bookmark: Bookmark,
+        rescoring: Rescoring | None,
     ) -> None:
         """Puts out an utterance's final: the streaming words, or what the second pass makes of its audio."""
         session, utterance, begin_ms = stream.session, stream.utterance, stream.ms(start)
@@ -394,6 +427,7 @@ class Engine:
                 wanted=lambda: not session.aborted,
                 guidance=stream.second_guidance,
                 draft=" ".join(word.text for word in words),
+                rescoring=rescoring,
             )
             self._final_pass.submit(job)
         else:
@@ -408,6 +442,10 @@ class Engine:
                 self._free.append(stream.row)
         if streams:
             self._voice.reset(self._voice_state, torch.tensor([stream.row for stream in streams]))
+
+
+def _said_before(cut_s: float, words: list[TimedWord]) -> list[TimedWord]:
+    return [word for word in words if (word.start + word.end) / 2 < cut_s]
 
 
 def _caches(state: Any) -> Iterator[KVCache]:

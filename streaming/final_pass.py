@@ -1,4 +1,5 @@
-"""The second pass: the unmodified model hears an utterance once more, whole, beside the stream of partials."""
+"""The second pass, beside the stream of partials: the unmodified model hears an utterance once more, whole; or, of a
+transducer, the hypotheses of its beam are weighed against what it has heard already."""
 
 import logging
 import os
@@ -20,6 +21,10 @@ _NICENESS = 10  # partials go first
 MOST_PENDING = 8  # jobs waiting; beyond that the streaming text stands, since late finals help nobody
 
 
+#: Chooses among the hypotheses of an utterance: its words.
+Rescoring = Callable[[], list[TimedWord]]
+
+
 @dataclass(frozen=True)
 class FinalJob:
     """An utterance to be decoded again.
@@ -32,6 +37,7 @@ class FinalJob:
     wanted: Callable[[], bool] = lambda: True  # False once the client is gone
     guidance: Guidance = UNGUIDED
     draft: str = ""  # what the stream was heard to say: the second pass says much of it, too
+    rescoring: Rescoring | None = None  # in place of hearing the samples again
 
 
 class FinalPass:
@@ -89,8 +95,11 @@ class FinalPass:
 
     def _run(self, job: FinalJob) -> None:
         try:
-            words = self._decoder.transcribe(torch.from_numpy(job.samples), job.guidance, job.draft) or None
+            words = (job.rescoring() if job.rescoring else self._heard_again(job)) or None
         except Exception:  # one utterance's failure must not cost the streaming text, nor the other sessions
             logger.exception("second pass failed; the streaming text stands")
             words = None
         job.done(words)
+
+    def _heard_again(self, job: FinalJob) -> list[TimedWord]:
+        return self._decoder.transcribe(torch.from_numpy(job.samples), job.guidance, job.draft)

@@ -1,27 +1,52 @@
-"""Several engines as one, for CPUs: two, stepped by a thread each, serve half as many streams again as one.
+"""Several engines as one, for CPUs: as many cores as there are engines are kept busy.
 
 Between products of matrices a step is Python and small operations, which more threads of torch do not shorten.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from asr.audio import Samples
 from streaming.session import Full, Session, SessionOptions
 
-if TYPE_CHECKING:
-    from streaming.engine import Engine
+
+class AnyEngine(Protocol):
+    """What streaming/engine.py's `Engine` is to those who step it, and engines elsewhere are likewise."""
+
+    stepped: Callable[[float, int], None]
+
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def final_passes(self) -> tuple[str, ...]: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def free_slots(self) -> int: ...
+    @property
+    def sessions(self) -> list[Session]: ...
+    @property
+    def idle(self) -> bool: ...
+
+    def open(self, options: SessionOptions, *, notify: Callable[[], None] | None = None) -> Session: ...
+    def warm_up(self, speech: Samples, options: SessionOptions) -> None: ...
+    def step(self) -> bool: ...
+    def wait(self, timeout: float) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+    def close(self) -> None: ...
 
 
 class EnginePool:
-    """Engines with the same model; each may be stepped by a thread of its own.
+    """Engines with the same model; each is stepped by a thread of its own.
 
     Args:
         engines: one at least. They may share a recogniser, whose weights do not change; all state is theirs.
     """
 
-    def __init__(self, engines: "Sequence[Engine]") -> None:
+    def __init__(self, engines: Sequence[AnyEngine]) -> None:
         self.engines = tuple(engines)
         self.model_name = self.engines[0].model_name
+        self.final_passes = self.engines[0].final_passes
         self.slots = sum(engine.slots for engine in self.engines)
 
     @property

@@ -18,6 +18,7 @@ from asr.search import Hypothesis, SearchState
 from asr.timing import TimedWord, calibration, timed_words, upper_heads
 from asr.words import Words
 from streaming.endpoint import samples_in
+from streaming.final_pass import Rescoring
 from streaming.session import SessionOptions
 
 #: Silence that a window must have heard behind its last word, beside the delay at which words are due: a model says
@@ -41,6 +42,11 @@ class Recognizer(Protocol[S]):
     @property
     def vocabulary(self) -> Words:
         """What the tokens of its hypotheses mean."""
+        ...
+
+    @property
+    def rescores(self) -> bool:
+        """Whether `rescoring` knows better than the search."""
         ...
 
     def guidance(self, options: SessionOptions, second: Guidance) -> Guidance:
@@ -95,6 +101,13 @@ class Recognizer(Protocol[S]):
         """The words of `row` with times from the start of its window, whose audio is `samples` (n,)."""
         ...
 
+    def rescoring(self, state: S, row: int, samples: Samples) -> Rescoring | None:
+        """A choice from all that `row` may have said, taken before it settles and made later, in any thread: `words`.
+
+        None where the search's own choice stands.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class WhisperState:
@@ -110,6 +123,7 @@ class WhisperRecognizer:
 
     stride = 1
     lookahead = 0
+    rescores = False
 
     def __init__(self, model: Whisper, *, unsettled: int = 2) -> None:
         self.model = model
@@ -196,3 +210,7 @@ class WhisperRecognizer:
             heads=upper_heads(self.model.dims),
             calibrate=calibration(self.model.dims, "none"),
         )
+
+    @staticmethod
+    def rescoring(state: WhisperState, row: int, samples: Samples) -> None:
+        """Nothing to choose: its decoder has judged the hypotheses all along."""

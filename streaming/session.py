@@ -3,7 +3,7 @@
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,17 @@ from streaming.events import Bookmark, Closed, Event, Fault, Final
 CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
 DELAY_MS = (0, round(LONGEST_DELAY_S * 1000))
 DEFAULT_DELAY_MS = 160
-FINAL_PASSES = ("full", "none")
+FINAL_PASSES = ("full", "rescore", "none")
 BEGINNING = Bookmark.at(0)
 
 
 class Full(RuntimeError):
     """No slot is free; try again later."""
+
+
+def no_such_pass(model: str, final_pass: str, offered: Sequence[str]) -> str:
+    """One line for who asks for a second pass that a model does not offer."""
+    return f"{model} cannot {final_pass} utterances: final_pass must be one of {', '.join(offered)}"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class SessionOptions:
     encoding: Encoding = "s16le"
     sample_rate: int = 16_000
     channels: int = 1
-    final_pass: str = "full"  # full | none
+    final_pass: str = "full"  # full | rescore (of some transducers) | none
     resume: Bookmark = BEGINNING  # where to go on, after a lost connection
     delay_ms: int = DEFAULT_DELAY_MS  # how long after its end a word is due: more waiting, fewer guesses
     beam: int = 1  # hypotheses; 1 is greedy search
@@ -53,6 +58,10 @@ class SessionOptions:
             raise ValueError(f"final_pass must be one of {', '.join(FINAL_PASSES)}, not {self.final_pass!r}")
         if not 1 <= self.beam <= MAX_BEAM:
             raise ValueError(f"beam must be 1 to {MAX_BEAM}, not {self.beam}")
+        if self.final_pass == "rescore" and self.beam == 1:
+            raise ValueError(
+                f"final_pass rescore chooses among hypotheses: ask for a beam of 2 to {MAX_BEAM}"
+            )
         if len(self.prompt) > MAX_PROMPT_CHARS:
             raise ValueError(
                 f"prompt may have {MAX_PROMPT_CHARS} characters, not {len(self.prompt)}: shorten it"

@@ -18,11 +18,13 @@ from asr.search import Hypothesis
 from asr.timing import TimedWord
 from asr.transducer.executor import Executor, ExecutorState
 from asr.transducer.model import Transducer
-from asr.transducer.search import TransducerSearch, TransducerSearchState
+from asr.transducer.rescorer import MOST, Rescorer
+from asr.transducer.search import TransducerHypothesis, TransducerSearch, TransducerSearchState
 from asr.transducer.timing import timed_words
 from asr.transducer.trunk import FRONT_END_MS, SAMPLES_PER_FEATURE, TrunkState
 from asr.words import Words
 from streaming.endpoint import samples_in
+from streaming.final_pass import Rescoring
 from streaming.recognizer import FLUSH_MS
 from streaming.session import SessionOptions
 
@@ -50,8 +52,9 @@ class TransducerRecognizer:
     stride = 1
     lookahead = 0
 
-    def __init__(self, model: Transducer) -> None:
+    def __init__(self, model: Transducer, rescorer: Rescorer | None = None) -> None:
         self.model = model
+        self.rescorer = rescorer
         self.mel = LogMel(model.device)
         self.executor = Executor(model.encoder, model.policy)
         self.search = TransducerSearch(model.predictor, model.joiner, model.pieces)
@@ -59,6 +62,10 @@ class TransducerRecognizer:
     @property
     def vocabulary(self) -> Words:
         return self.model.pieces
+
+    @property
+    def rescores(self) -> bool:
+        return self.rescorer is not None
 
     def guidance(self, options: SessionOptions, second: Guidance) -> Guidance:
         """The same beam and hotwords, the latter in pieces."""
@@ -121,6 +128,18 @@ class TransducerRecognizer:
 
     def words(self, state: TransducerState, row: int, samples: Samples) -> list[TimedWord]:
         said = state.search.rows[row].hypothesis()
+        return self._timed(said, samples)
+
+    def rescoring(self, state: TransducerState, row: int, samples: Samples) -> Rescoring | None:
+        """Whisper's decoder weighs the beam's hypotheses over the frames that the trunk has made already."""
+        rescorer, pieces = self.rescorer, self.model.pieces
+        if rescorer is None:
+            return None
+        hypotheses = self.search.n_best(state.search, row, MOST)
+        frames = self.model.trunk.heard(state.trunk, row)
+        return lambda: self._timed(rescorer.best(frames, hypotheses, pieces), samples)
+
+    def _timed(self, said: TransducerHypothesis, samples: Samples) -> list[TimedWord]:
         return timed_words(said, self.model.pieces, samples=samples, lateness=self.model.lateness)
 
     @torch.no_grad()

@@ -93,6 +93,7 @@ class Terms:
     beam: int = 1
     prompt: str = ""
     hotwords: tuple[str, ...] = ()
+    final_passes: tuple[str, ...] = ("full", "none")
 
     def options(self) -> dict[str, Any]:
         """The part of SessionOptions that a server sets, for a client to override."""

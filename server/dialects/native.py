@@ -26,7 +26,7 @@ from server.dialects import (
     is_text,
 )
 from streaming.events import LONGEST_TIMELINE_MS, Bookmark, Closed, Event, Fault, Final, Partial
-from streaming.session import SessionOptions
+from streaming.session import SessionOptions, no_such_pass
 
 NUMBERS = ("chunk_ms", "delay_ms", "sample_rate", "channels", "beam")
 FLAGS = ("words", "interim", "progress")
@@ -78,8 +78,11 @@ class Native(Lifecycle):
             options["hotwords"] = tuple(query["hotwords"].split(","))
         if "hotword_boost" in query:
             options["hotword_boost"] = _decimal("hotword_boost", query["hotword_boost"])
+        chosen = SessionOptions(**options)
+        if chosen.final_pass not in terms.final_passes:
+            raise ValueError(no_such_pass(terms.model, chosen.final_pass, terms.final_passes))
         return cls(
-            SessionOptions(**options),
+            chosen,
             terms,
             words=_flag("words", query.get("words", "false")),
             interim=_flag("interim", query.get("interim", "true")),

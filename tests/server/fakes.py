@@ -134,6 +134,7 @@ class FakeEngine:
     """`step_s`: how long every step takes; `break_next`: the next step raises."""
 
     model_name = "fake.en"
+    final_passes = ("full", "none")
 
     def __init__(self, slots: int = 4, step_s: float = 0.0) -> None:
         self.slots = slots
@@ -141,6 +142,7 @@ class FakeEngine:
         self.break_next = False
         self.closed = False
         self.warmed: list[SessionOptions] = []
+        self.stepped: Callable[[float, int], None] = lambda seconds, rows: None
         self._sessions: set[FakeSession] = set()
         self.changed = threading.Condition(threading.RLock())
 
@@ -185,6 +187,7 @@ class FakeEngine:
         for session in ready:
             if session.notify is not None:
                 session.notify()
+        self.stepped(self.step_s, len(ready))
         return True
 
     def fail(self, error: BaseException) -> None:

@@ -1,6 +1,7 @@
 """The transducer as a recogniser, and behind an engine: what was waited for is not lost when a window ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import streaming.engine
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.transducer.model import load_head, save_head
+from asr.transducer.rescorer import Rescorer
 from kernels.int8_linear import padded
 from streaming.endpoint import EndpointOptions, samples_in
 from streaming.engine import Engine
 from streaming.events import Endpoint, Final, Partial
-from streaming.recognizer import FLUSH_MS
+from streaming.recognizer import FLUSH_MS, WhisperRecognizer
 from streaming.session import SessionOptions
 from streaming.transducer import FRONT_END, TransducerRecognizer, TransducerState
 from tests.asr.test_layers import Rows
@@ -156,8 +158,10 @@ def make_engine(tiny: Whisper, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     monkeypatch.setattr(streaming.engine, "VoiceActivity", LoudVoice)
     made: list[Engine] = []
 
-    def make(slots: int = 2, endpoint: EndpointOptions = IMPATIENT) -> Engine:
-        recognizer = TransducerRecognizer(tiny_transducer())
+    def make(
+        slots: int = 2, endpoint: EndpointOptions = IMPATIENT, rescorer: Rescorer | None = None
+    ) -> Engine:
+        recognizer = TransducerRecognizer(tiny_transducer(), rescorer)
         made.append(Engine(recognizer, tiny, "ancat", slots, final_pass_thread=False, endpoint=endpoint))
         return made[-1]
 
@@ -246,3 +250,102 @@ def test_the_second_pass_has_the_last_word(make_engine: Callable[..., Engine]) -
     events = converse(engine, engine.open(SessionOptions(chunk_ms=100, prompt="Hats.")), TWO_UTTERANCES)
     assert finals_of(events) == ["Much better."] * 2
     assert any(isinstance(event, Partial) for event in events)
+
+
+# --- rescoring --------------------------------------------------------------------------------------
+
+RESCORED = SessionOptions(chunk_ms=400, final_pass="rescore", beam=4)
+
+
+class Contrary(Rescorer):
+    """Chooses what the transducer likes least, and keeps what it was given."""
+
+    def __init__(self, whisper: Whisper) -> None:
+        super().__init__(whisper.decoder, whisper.vocabulary, 1.0)
+        self.asked: list[tuple[list[str], Tensor]] = []
+
+    def logprobs(self, frames: Tensor, texts: Sequence[str]) -> list[float]:
+        self.asked.append((list(texts), frames))
+        assert len(super().logprobs(frames, texts)) == len(texts)
+        return [float(i) for i in range(len(texts))]
+
+
+def test_the_rescorer_chooses_among_what_the_beam_may_have_said(
+    make_engine: Callable[..., Engine], tiny: Whisper
+) -> None:
+    rescorer = Contrary(tiny)
+    engine = make_engine(rescorer=rescorer)
+    assert engine.final_passes == ("full", "rescore", "none")
+    events = converse(engine, engine.open(RESCORED), TWO_UTTERANCES)
+    plain = converse(engine, engine.open(replace(RESCORED, final_pass="none")), TWO_UTTERANCES)
+    assert len(rescorer.asked) == 2
+    assert finals_of(plain) == [texts[0] for texts, _ in rescorer.asked]
+    assert finals_of(events) == [texts[-1] for texts, _ in rescorer.asked]
+    assert all(len(texts) > 3 and frames.shape[1] > 50 for texts, frames in rescorer.asked)
+    streamed = [[e for e in heard if isinstance(e, Partial | Endpoint)] for heard in (events, plain)]
+    assert streamed[0] == streamed[1]
+    for final in (event for event in events if isinstance(event, Final)):
+        assert final.text == " ".join(word.text for word in final.words)
+        times = [ms for word in final.words for ms in (word.start_ms, word.end_ms)]
+        assert times == sorted(times)
+        assert times[-1] <= final.audio_ms
+
+
+def test_a_choice_is_of_its_own_window_whoever_has_the_row_by_then(
+    make_engine: Callable[..., Engine], tiny: Whisper
+) -> None:
+    rescorer = Rescorer(tiny.decoder, tiny.vocabulary, 0.5)
+    recognizer, row = TransducerRecognizer(tiny_transducer(), rescorer), torch.tensor([0])
+    state = recognizer.init_state(1)
+    choices, at_once = [], []
+    for seed in range(3):
+        noise = random_noises(1, 2 * RATE, seed)
+        recognizer.reset(state, row, guidance=[Guidance(4)])
+        recognizer.step(noise, state, row)
+        choose = recognizer.rescoring(state, 0, noise[0].numpy())
+        assert choose is not None
+        choices.append(choose)
+        at_once.append([word.text for word in choose()])
+        recognizer.settle(state, 0)
+    assert [[word.text for word in choose()] for choose in choices] == at_once
+    assert len({tuple(words) for words in at_once}) == 3
+
+
+def test_of_a_window_that_turns_the_words_before_the_cut_are_chosen(
+    make_engine: Callable[..., Engine], tiny: Whisper
+) -> None:
+    rescorer = Contrary(tiny)
+    engine = make_engine(1, EndpointOptions(), rescorer)
+    samples = speech((0.0, 31.0), seconds=31.0)
+    events = converse(engine, engine.open(replace(RESCORED, chunk_ms=1000)), samples, packet=RATE)
+    finals = [event for event in events if isinstance(event, Final)]
+    assert len(finals) == len(rescorer.asked) == 2
+    assert rescorer.asked[0][0][-1].startswith(finals[0].text)
+    assert len(finals[0].text) < len(rescorer.asked[0][0][-1])
+    assert finals[0].words[-1].start_ms < finals[0].audio_ms
+    assert finals[1].text == rescorer.asked[1][0][-1]
+
+
+def test_a_failing_rescorer_keeps_the_streaming_text(
+    make_engine: Callable[..., Engine], tiny: Whisper, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Rescorer):
+        def logprobs(self, frames: Tensor, texts: Sequence[str]) -> list[float]:
+            raise RuntimeError("out of order")
+
+    engine = make_engine(rescorer=Broken(tiny.decoder, tiny.vocabulary, 0.5))
+    events = converse(engine, engine.open(RESCORED), TWO_UTTERANCES)
+    plain = converse(engine, engine.open(replace(RESCORED, final_pass="none")), TWO_UTTERANCES)
+    assert finals_of(events) == finals_of(plain) != []
+    assert "out of order" in caplog.text
+
+
+def test_who_cannot_rescore_says_so(make_engine: Callable[..., Engine], tiny: Whisper) -> None:
+    with pytest.raises(ValueError, match=r"ancat cannot rescore utterances: .* one of full, none"):
+        make_engine().open(RESCORED)
+    causal = Engine(WhisperRecognizer(tiny), tiny, "tiny", 1, final_pass_thread=False)
+    with pytest.raises(ValueError, match="tiny cannot rescore"):
+        causal.open(RESCORED)
+    causal.close()
+    with pytest.raises(ValueError, match="ask for a beam of 2 to 8"):
+        SessionOptions(final_pass="rescore")
