@@ -355,6 +355,13 @@ def interruption() -> "Interruption":
     return Interruption()
 
 
+def writable_folder(path: Path) -> Path:
+    """Where long work is to write: made, or refused in one line before the work."""
+    from server.outputs import writable_folder as made
+
+    return made(path)
+
+
 def _session(
     chunk_ms: int, delay_ms: int, final_pass: str, beam: int, prompt: str, hotwords: str
 ) -> "SessionOptions":
@@ -402,7 +409,7 @@ def transcribe(
     """Write down what is said in a recording. Ctrl-C ends it early, with what was recognised so far."""
     from asr.audio import PcmDecoder, duration, stream_audio
     from server import sources, terminal
-    from server.transcribe import replacing
+    from server.outputs import replacing
     from server.transcribe import transcribe as run
 
     session = _session(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)

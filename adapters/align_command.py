@@ -26,6 +26,7 @@ def align(
     from asr.checkpoint import load
 
     house: House = context.obj
+    house.writable_folder(out)
     with house.progress("aligning") as show:
         n_clips = align_manifest(
             manifest, out, load(model, device=device()), batch=batch, words_from=words_from, progress=show

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
@@ -14,6 +15,7 @@ Base = Annotated[
 class House(Protocol):
     """What the front door hands to a command that lives in a room (asr_stream.py)."""
 
+    def writable_folder(self, path: Path) -> Path: ...
     def progress(self, what: str) -> AbstractContextManager[Any]: ...
     def interruption(self) -> AbstractContextManager[Any]: ...
 

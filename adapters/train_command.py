@@ -39,6 +39,8 @@ def careless(
     clips = list(read_aligned(data / ALIGNED))
     if not clips:
         raise ValueError(f"{data} holds no aligned clips: run `asr-stream align` first")
+    house: House = context.obj
+    house.writable_folder(out)
     base = load(model, device=device())
     recipe = Recipe(
         steps=steps,
@@ -50,7 +52,6 @@ def careless(
     )
     examples = Examples(clips, base.vocabulary, Augmentation(), seed)
     trainer = Trainer(base, examples, open_features(data, base.dims.n_audio_state), recipe, out, start_from)
-    house: House = context.obj
     with house.interruption() as interruption, house.progress("training") as show:
 
         def after_step(step: int, record: dict[str, float]) -> None:
@@ -110,6 +111,7 @@ def ancat(
         head=replace(plan.head, steps=head_steps, batch_seconds=batch_seconds),
     )
     house: House = context.obj
+    house.writable_folder(out)
     with house.interruption() as interruption, house.progress("training") as show:
 
         def after_step(stage: str, done: float, total: float, line: str) -> None:
@@ -149,6 +151,7 @@ def rescorer(
         raise ValueError(f"{head} is no head of a transducer")
     recipe = Recipe(steps=steps, batch_seconds=batch_seconds)
     house: House = context.obj
+    house.writable_folder(out)
     with house.interruption() as interruption, house.progress("training") as show:
 
         def after_step(done: float, total: float, line: str) -> None:

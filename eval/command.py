@@ -29,6 +29,7 @@ class House(Protocol):
     def check_final_pass(self, model: str, adapter: str | None, final_pass: str) -> None: ...
     def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
     def describe_adapter(self, model: str, adapter: str | None) -> str: ...
+    def writable_folder(self, path: Path) -> Path: ...
     def progress(self, what: str) -> AbstractContextManager[Any]: ...
 
 
@@ -149,14 +150,15 @@ def evaluate(
     plan = sweep.Plan(
         utterances,
         settings,
-        out or Path("runs") / f"{name}-{Path(model).name}-{chunk_ms.replace(',', '-')}ms",
+        house.writable_folder(
+            out or Path("runs") / f"{name}-{Path(model).name}-{chunk_ms.replace(',', '-')}ms"
+        ),
         policy=house.describe_adapter(model, adapter),
         jobs=jobs,
         batch=batch,
         realtime=realtime,
         resume=resume,
     )
-    plan.out.mkdir(parents=True, exist_ok=True)
     done = total = 0
     try:
         with house.progress("evaluating") as show:

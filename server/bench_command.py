@@ -134,6 +134,7 @@ def bench(
     """Measure speed: compute, concurrent streams, memory, an hour without a break. Ctrl-C keeps what there is."""
     from rich.console import Console
 
+    from server.outputs import writable_folder
     from server.terminal import tell
     from streaming.session import SessionOptions
 
@@ -168,8 +169,7 @@ def bench(
         minutes=minutes,
         seed=seed,
     )
-    out = out or Path("runs") / f"bench-{Path(model).name}"
-    out.mkdir(parents=True, exist_ok=True)
+    out = writable_folder(out or Path("runs") / f"bench-{Path(model).name}")
     header = {
         "model": model,
         "adapter": house.describe_adapter(model, adapter),
@@ -205,13 +205,14 @@ def _lookahead(
     policies: Sequence[str],
     seed: int,
 ) -> None:
+    from server.outputs import writable_folder
     from server.terminal import progress, tell
 
     if not models:
         raise ValueError(
             "name one --model or more: transducers, such as ancat-tiny.en-320, or folders of heads"
         )
-    out = out or Path("runs") / "bench-lookahead"
+    out = writable_folder(out or Path("runs") / "bench-lookahead")
     with progress("lookahead") as show:
         page = house.measure_lookahead(models, utterances, out, policies=policies, seed=seed, progress=show)
     page.write(out)
@@ -392,7 +393,7 @@ class Bench:
 
 def _write(out: Path, name: Report, header: dict[str, Any], measured: Measured) -> None:
     """NAME.json, and NAME.md and NAME.png where the report has a page and draws a plot."""
-    from server.transcribe import replacing
+    from server.outputs import replacing
 
     with replacing(out / f"{name}.json") as file:
         assert file is not None

@@ -2,8 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from asr.audio import SAMPLE_RATE, Samples
@@ -52,21 +50,3 @@ def transcribe(
         file.write(FORMATS[form](finals))
         file.flush()
     return finals, interruption.asked
-
-
-@contextmanager
-def replacing(path: Path | None) -> Iterator[TextIO | None]:
-    """A text file that becomes `path` when all went well; nothing is left of it otherwise. None for None."""
-    if path is None:
-        yield None
-        return
-    draft = path if path.exists() and not path.is_file() else path.with_name(f"{path.name}.part")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            yield file
-        if draft != path:
-            draft.replace(path)
-    except BaseException:
-        if draft != path:
-            draft.unlink(missing_ok=True)
-        raise

@@ -1,10 +1,8 @@
 """What a terminal shows, and what Ctrl-C ends."""
 
-import contextlib
 import io
 import itertools
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from rich.live import Live
 from asr.audio import AudioError, PcmDecoder
 from server.sources import read_pcm
 from server.terminal import Interruption, LiveScreen, TimedLines, progress
-from server.transcribe import replacing
 from streaming.events import Final, Partial
 
 
@@ -78,18 +75,3 @@ def test_pcm_comes_through_a_pipe_whole():
 def test_a_pipe_without_pcm_is_an_error(data, message):
     with pytest.raises(AudioError, match=message):
         list(read_pcm(io.BytesIO(data), PcmDecoder("s16le")))
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
-    path = tmp_path / "out.txt"
-    path.write_text("before")
-    with contextlib.suppress(ZeroDivisionError), replacing(path) as file:
-        file.write("half of it")
-        raise ZeroDivisionError
-    assert path.read_text() == "before"
-    with replacing(path) as file:
-        file.write("after")
-    assert path.read_text() == "after"
-    assert list(tmp_path.iterdir()) == [path]
-    with replacing(None) as file:
-        assert file is None
