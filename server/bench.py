@@ -33,7 +33,7 @@ class BenchReport:
     chunk_ms: int
     cpu_cores: float | None  # that it kept busy, on average
     cpus: int  # of the machine
-    peak_memory_mb: float | None
+    memory_mb: float | None  # behind the last chunk: what conversations took is not given back
 
     @property
     def in_time(self) -> bool:
@@ -64,8 +64,8 @@ class BenchReport:
         table.add_row("errors", _errors(load))
         if self.cpu_cores is not None:
             table.add_row("CPU of the server", f"{self.cpu_cores:.2f} of {self.cpus} cores")
-        if self.peak_memory_mb is not None:
-            table.add_row("memory of the server", f"{self.peak_memory_mb:.0f} MB")
+        if self.memory_mb is not None:
+            table.add_row("memory of the server", f"{self.memory_mb:.0f} MB")
         return table
 
 
@@ -88,7 +88,7 @@ def measure(
         chunk_ms,
         cpu_cores=None if cpu_before is None or cpu_after is None else (cpu_after - cpu_before) / wall_s,
         cpus=os.cpu_count() or 1,
-        peak_memory_mb=server.peak_memory_mb(),
+        memory_mb=server.memory_mb(),
     )
 
 
@@ -155,8 +155,8 @@ class CapacityReport:
 
 
 def _of_curve(trial: BenchReport) -> dict[str, object]:
-    """Without the peak of memory: the server may have reached it in a trial before, with more streams."""
-    values = {key: value for key, value in trial.as_json().items() if key != "peak_memory_mb"}
+    """Without memory: the server may have taken it in a trial before, with more streams."""
+    values = {key: value for key, value in trial.as_json().items() if key != "memory_mb"}
     return values | {"in_time": trial.in_time}
 
 

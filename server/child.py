@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from server.dial import ServerError
 
@@ -28,20 +27,20 @@ class ChildServer:
         self._metrics = url.replace("ws://", "http://").replace("/v1/stream", "/metrics")
 
     def cpu_seconds(self) -> float | None:
-        """CPU time of all its threads so far; None where the system does not tell."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU time that it and its processes took so far; None where the system does not tell."""
+        ticks = [sum(map(int, stat[11:13])) for stat in map(_stat, self._processes()) if stat]
+        return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
     def memory_mb(self) -> float | None:
-        """The memory that it has resident now; None where the system does not tell."""
-        return process_memory_mb(self.pid)
+        """The memory that it and its processes have resident now, each page counted once; None where the system
+        does not tell."""
+        shares = [mb for pid in self._processes() if (mb := process_memory_mb(pid)) is not None]
+        return sum(shares) if shares else None
 
-    def peak_memory_mb(self) -> float | None:
-        """The most memory that it had resident; None where the system does not tell."""
-        return process_memory_mb(self.pid, "VmHWM")
+    def _processes(self) -> list[int]:
+        """Its own number, and those of its engines."""
+        stats = {int(path.name): _stat(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+        return [self.pid, *(pid for pid, stat in stats.items() if stat and int(stat[1]) == self.pid)]
 
     def model_seconds(self) -> float:
         """Time that the streaming model has computed so far, second passes not included."""
@@ -51,14 +50,22 @@ class ChildServer:
         return float(found[1]) if found else 0.0
 
 
-def process_memory_mb(pid: int, what: Literal["VmRSS", "VmHWM"] = "VmRSS") -> float | None:
-    """A process's resident memory, now (VmRSS) or at its most (VmHWM); None where the system does not tell."""
+def process_memory_mb(pid: int) -> float | None:
+    """A process's resident memory, its share of what it has in common with others; None where nobody tells."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        memory = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return None
-    found = re.search(rf"{what}:\s+(\d+) kB", status)
+    found = re.search(r"^Pss:\s+(\d+) kB", memory, re.MULTILINE)
     return int(found[1]) / 1024 if found else None
+
+
+def _stat(pid: int) -> list[str]:
+    """What /proc/PID/stat says behind the name; nothing where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 @contextmanager

@@ -154,6 +154,7 @@ class EngineProcess:
         self._streams: dict[int, _Stream] = {}
         self._n_opened = 0
         self._warming: WarmUp | None = None
+        self._replacing = False
         self._launch()
 
     def _launch(self) -> None:
@@ -183,7 +184,7 @@ class EngineProcess:
 
     @property
     def free_slots(self) -> int:
-        return 0 if self._lost.is_set() else self.slots - len(self._streams)
+        return 0 if self._lost.is_set() or self._replacing else self.slots - len(self._streams)
 
     @property
     def sessions(self) -> list[Session]:
@@ -262,7 +263,7 @@ class EngineProcess:
     def fail(self, error: BaseException) -> None:
         """Ends every session after `step` has raised, and replaces the process."""
         message = f"the recogniser failed ({type(error).__name__}); open a new session"
-        self._lost.set()
+        self._replacing = True
         for number, stream in self._current():
             stream.session.put(Fault("internal", message, fatal=True))
             self._forget(number)
@@ -273,7 +274,8 @@ class EngineProcess:
             self._launch()
             if self._warming is not None:
                 self.warm_up(self._warming.speech, self._warming.options)
-            log.info("the engine's process has been replaced")
+            self._replacing = False
+            log.warning("the engine's process has been replaced")
         except Exception:
             log.exception("the engine's process could not be replaced; it will be tried again")
 
