@@ -71,7 +71,7 @@ class StreamClient:
             raise ValueError(f"encoding must be one of {', '.join(SAMPLE_BYTES)}, not {encoding!r}")
         query = {"model": model, "chunk_ms": chunk_ms, "sample_rate": sample_rate, "encoding": encoding}
         query |= {
-            "delay_ms": delay_ms,
+            "delay_ms": delay_ms,  # a transducer refuses it: it has learnt when to wait
             "channels": channels,
             "final_pass": final_pass,
             "words": "true",

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
-    FilePath,
     PrivateAttr,
     SecretStr,
     ValidationError,
@@ -44,11 +43,11 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8765, ge=0, le=65_535)  # 0 takes a free one
-    tls_cert: FilePath | None = None  # PEM; with tls_key the server speaks wss
-    tls_key: FilePath | None = None
+    tls_cert: Path | None = None  # PEM; with tls_key the server speaks wss
+    tls_key: Path | None = None
     # one, or several separated by commas: any of them opens
     api_key: SecretStr | None = Field(None, min_length=1)
-    api_key_file: FilePath | None = None  # one a line, besides those of api_key; read once
+    api_key_file: Path | None = None  # one a line, besides those of api_key; read once
     origins: Annotated[tuple[str, ...], NoDecode] = ()  # browsers' origins besides our own; "*" allows all
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # names that lead here, besides `host`
 
@@ -60,7 +59,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1)
     chunk_ms: int = Field(300, ge=100, le=1000, multiple_of=20)  # unless the client asks otherwise
     final_pass: Literal["full", "rescore", "none"] = "full"
-    delay_ms: int = Field(DEFAULT_DELAY_MS, ge=DELAY_MS[0], le=DELAY_MS[1], multiple_of=20)
+    # likewise; None, of `serve` alone: the model has learnt when to wait
+    delay_ms: int | None = Field(DEFAULT_DELAY_MS, ge=DELAY_MS[0], le=DELAY_MS[1], multiple_of=20)
     beam: int = Field(1, ge=1, le=MAX_BEAM)  # unless the client asks otherwise, as what follows
     prompt: str = Field("", max_length=MAX_PROMPT_CHARS)
     hotwords: Annotated[tuple[str, ...], NoDecode] = ()
@@ -89,6 +89,20 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """What comes first wins."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @field_validator("tls_cert", "tls_key", "api_key_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        """What pydantic's FilePath does not: it is named, and may be read."""
+        if value is None:
+            return None
+        if not os.path.isfile(value):
+            raise ValueError(f"there is no file {value}")
+        try:
+            value.open("rb").close()
+        except OSError as error:
+            raise ValueError(f"{value} cannot be read: {error.strerror}") from None
+        return value
 
     @field_validator("origins", "allowed_hosts", "hotwords", mode="before")
     @classmethod

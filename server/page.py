@@ -82,17 +82,17 @@ def page_routes(terms: Terms, settings: Settings) -> list[Route]:
 
 def _offer(terms: Terms, started: int) -> dict[str, object]:
     """The model of this server, and what a conversation with it may ask for; times in milliseconds."""
-    chunk, delay = (
-        {"least": least, "most": most, "step": STEP_MS, "default": default}
-        for (least, most), default in ((CHUNK_MS, terms.chunk_ms), (DELAY_MS, terms.delay_ms))
-    )
     return {
         "id": terms.model,
         "object": "model",
         "created": started,
         "owned_by": "asr-stream",
         "language": "en",
-        "chunk_ms": chunk,
-        "delay_ms": delay,
+        "chunk_ms": _range(CHUNK_MS, terms.chunk_ms),
+        "delay_ms": None if terms.delay_ms is None else _range(DELAY_MS, terms.delay_ms),
         "final_pass": {"choices": terms.final_passes, "default": terms.final_pass},
     }
+
+
+def _range(limits: tuple[int, int], default: int) -> dict[str, int]:
+    return {"least": limits[0], "most": limits[1], "step": STEP_MS, "default": default}

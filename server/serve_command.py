@@ -98,7 +98,7 @@ def serve(
     if house.decides_when_to_wait(
         settings.model, settings.adapter, asked="delay_ms" in settings.model_fields_set
     ):
-        settings = settings.model_copy(update={"delay_ms": 0})  # as clients are told
+        settings = settings.model_copy(update={"delay_ms": None})  # as clients are told
     if not ray:  # whose replicas may have other devices
         house.place(
             settings.model, settings.adapter, settings.device

@@ -211,6 +211,11 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         (("serve", "--port", 99_999), "port: Input should be less than or equal to 65535"),
         (("serve", "--log-level", "loud"), "log_level: Input should be 'debug'"),
         (("serve", "--device", "gpu"), "device: no device is called 'gpu'"),
+        (("serve", "--api-key-file", "/no/keys"), "api_key_file: there is no file /no/keys"),
+        (("serve", "--tls-cert", "/no/cert", "--tls-key", CLIP), "tls_cert: there is no file /no/cert"),
+        (("serve", "--tls-cert", CLIP, "--tls-key", CLIP), f"tls_cert {CLIP} and tls_key {CLIP} must be"),
+        (("serve", "--config", "/no/such.toml"), "/no/such.toml: No such file"),
+        (("serve", "--config", CLIP), f"{CLIP}: "),
         (("mic", "--url", "http://nowhere", "--list-devices"), ""),
         (("eval", "/no/such/data"), "no such file or folder"),
         (("eval", SAMPLES / "README.md"), "bad JSON"),
@@ -423,7 +428,7 @@ def test_a_server_tells_its_clients_that_there_is_no_delay(cli, head: Path, monk
     monkeypatch.setenv("ASR_STREAM_MODEL", str(head))
     assert "does not apply" not in cli("serve").stderr
     assert "does not apply" in cli("serve", "--delay-ms", 200).stderr
-    assert [settings.delay_ms for settings in served] == [0, 0]
+    assert [settings.delay_ms for settings in served] == [None, None]
 
 
 def test_the_demonstration_runs_as_a_user_runs_it():

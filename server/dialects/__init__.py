@@ -89,7 +89,7 @@ class Terms:
     max_frame_bytes: int
     max_backlog_s: float
     idle_timeout_s: float
-    delay_ms: int = DEFAULT_DELAY_MS
+    delay_ms: int | None = DEFAULT_DELAY_MS  # None: the model has learnt when to wait, and cannot be asked to
     beam: int = 1
     prompt: str = ""
     hotwords: tuple[str, ...] = ()
@@ -97,8 +97,8 @@ class Terms:
 
     def options(self) -> dict[str, Any]:
         """The part of SessionOptions that a server sets, for a client to override."""
-        names = ("chunk_ms", "delay_ms", "final_pass", "beam", "prompt", "hotwords")
-        return {name: getattr(self, name) for name in names}
+        names = ("chunk_ms", "final_pass", "beam", "prompt", "hotwords")
+        return {name: getattr(self, name) for name in names} | {"delay_ms": self.delay_ms or 0}
 
 
 class Admission(Protocol):

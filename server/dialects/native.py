@@ -71,6 +71,8 @@ class Native(Lifecycle):
             raise ValueError(f"language {query['language']!r} is not supported: use en")
         if query.get("model", terms.model) != terms.model:
             raise ValueError(f"model {query['model']!r} is not served here: use {terms.model}")
+        if "delay_ms" in query and terms.delay_ms is None:
+            raise ValueError(f"{terms.model} has learnt when to wait: leave delay_ms out")
         numbers = {name: _number(name, query[name]) for name in NUMBERS if name in query}
         texts = {name: query[name] for name in ("encoding", "final_pass", "prompt") if name in query}
         options: dict[str, Any] = terms.options() | numbers | texts

@@ -79,7 +79,7 @@ class Realtime(Lifecycle, OpenAi):
     told_ms: int = field(default=0, init=False)  # audio up to here was in completed items
 
     def __post_init__(self) -> None:
-        self.setting = RealtimeSession(self.options)
+        self.setting = RealtimeSession(self.options, delays=self.terms.delay_ms is not None)
         self.marks = Marks(self.options)
 
     @staticmethod

@@ -10,6 +10,7 @@ FORMATS = {"audio/pcm": ("s16le", 24_000), "audio/pcmu": ("mulaw", 8_000), "audi
 DELAYS_MS = {"minimal": 0, "low": 160, "medium": 320, "high": 480, "xhigh": 600}
 LOGPROBS = "item.input_audio_transcription.logprobs"
 INPUT = ("format", "noise_reduction", "transcription", "turn_detection")
+TRANSCRIPTION = "session.audio.input.transcription"
 
 
 class Invalid(ValueError):
@@ -29,6 +30,7 @@ class RealtimeSession:
     form: dict[str, Any] = field(default_factory=lambda: {"type": "audio/pcm", "rate": 24_000})
     detects: bool = True  # turns; else the client commits
     include: tuple[str, ...] = ()
+    delays: bool = True  # can be asked for: some models have learnt when to wait
 
     @property
     def logprobs(self) -> bool:
@@ -47,6 +49,8 @@ class RealtimeSession:
         wishes = _object("session.audio.input", audio.get("input") or {}, INPUT)
         form = _form(wishes["format"]) if wishes.get("format") else self.form
         changes = _transcription(wishes["transcription"]) if wishes.get("transcription") else {}
+        if "delay_ms" in changes and not self.delays:
+            raise Invalid(f"{TRANSCRIPTION}.delay", "this model has learnt when to wait: leave the delay out")
         encoding, rate = FORMATS[form["type"]]
         changes |= {"encoding": encoding, "sample_rate": form.get("rate", rate)}
         try:
@@ -54,7 +58,7 @@ class RealtimeSession:
         except ValueError as error:
             raise Invalid("session.audio.input", str(error)) from None
         detects = _detects(wishes["turn_detection"]) if "turn_detection" in wishes else self.detects
-        return RealtimeSession(options, form, detects, tuple(include))
+        return replace(self, options=options, form=form, detects=detects, include=tuple(include))
 
     def told(self, session_id: str, model: str) -> dict[str, object]:
         """As it is in effect."""
@@ -105,7 +109,7 @@ def _form(value: object) -> dict[str, Any]:
 
 def _transcription(value: object) -> dict[str, Any]:
     """The part of SessionOptions that stands under `transcription`. Raises Invalid."""
-    path = "session.audio.input.transcription"
+    path = TRANSCRIPTION
     given = _object(path, value, ("model", "language", "languages", "prompt", "keywords", "delay"))
     options: dict[str, Any] = {}
     languages = given.get("languages") or []

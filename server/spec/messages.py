@@ -81,7 +81,7 @@ def _native() -> Vocabulary:
     }
     numbers = {
         "chunk_ms": between(*CHUNK_MS, multipleOf=STEP_MS),
-        "delay_ms": between(*DELAY_MS, multipleOf=STEP_MS),
+        "delay_ms": between(*DELAY_MS, multipleOf=STEP_MS, description="left out where /v1/models has null"),
         "beam": between(1, MAX_BEAM),
         "hotword_boost": boost,
     }

@@ -61,8 +61,8 @@ async function start(open) {
     const query = {
       model: $("model").value,
       chunk_ms: $("chunk").value,
-      delay_ms: $("delay").value,
-      final_pass: $("second-pass").checked ? "full" : "none",
+      ...(!$("delay").hidden && { delay_ms: $("delay").value }),
+      final_pass: $("second-pass").checked ? $("second-pass").value : "none",
     };
     const options = { query, key, rate: capture.rate, startMs: endMs };
     conversation = new Conversation(options, { heard, behind, state: show });
@@ -256,9 +256,11 @@ function offer(models) {
   for (const { id } of models) $("model").append(new Option(id));
   const [{ chunk_ms, delay_ms, final_pass }] = models;
   for (const [id, range] of Object.entries({ chunk: chunk_ms, delay: delay_ms })) {
-    Object.assign($(id), { min: range.least, max: range.most, step: range.step, value: range.default });
+    if (range) Object.assign($(id), { min: range.least, max: range.most, step: range.step, value: range.default });
+    else for (const part of document.querySelectorAll(`#${id}, [for=${id}], #${id}-help`)) part.hidden = true;
   }
-  $("second-pass").checked = final_pass.default === "full";
+  $("second-pass").checked = final_pass.default !== "none";
+  if ($("second-pass").checked) $("second-pass").value = final_pass.default;
   showSettings();
 }
 

@@ -199,6 +199,9 @@ class House:
     def set_by_user(self, context: typer.Context) -> set[str]:
         return {"delay_ms"}
 
+    def check_final_pass(self, model: str, adapter: str | None, final_pass: str) -> None:
+        assert final_pass in ("full", "none")
+
     def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool:
         assert asked
         return self.decides

@@ -70,7 +70,8 @@ def test_settings_are_frozen_and_do_not_show_the_key():
         ("[server]\nport = 1", "s.toml: server: no such setting"),
         ("port = ", "s.toml: Invalid value"),
         ('prompt = "\xff"', "s.toml: 'utf-8' codec can't decode"),
-        ('tls_cert = "/no/such.pem"', "s.toml: tls_cert: Path does not point to a file"),
+        ('tls_cert = "/no/such.pem"', "s.toml: tls_cert: there is no file /no/such.pem"),
+        ('tls_key = "/"', "s.toml: tls_key: there is no file /"),
         ('api_key = " , "', "api_key holds no key"),
     ],
 )
@@ -93,6 +94,19 @@ def test_a_wrong_variable_is_named_as_such(monkeypatch, tmp_path):
 def test_a_file_that_is_not_there_is_not_an_empty_one(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_settings(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "api_key_file"])
+def test_a_file_that_cannot_be_read_is_named(monkeypatch, tmp_path, name):
+    """Permissions bind no root, as whom tests may run: the system's answer is played."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    file = written(tmp_path / "secret", "of others")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigError, match=rf"{name}: {file} cannot be read: Permission denied$"):
+        read_settings(**{name: file})
 
 
 def test_a_misspelt_variable_is_found(monkeypatch):

@@ -240,6 +240,16 @@ def test_models_tells_what_may_be_asked_for():
         Native.parse({"final_pass": choice}, terms)
 
 
+def test_a_model_that_has_learnt_when_to_wait_offers_no_delay():
+    app = create_app(FakeEngine(), Settings().model_copy(update={"delay_ms": None}))
+    (model,) = TestClient(app, "http://localhost").get("/v1/models").json()["data"]
+    assert model["delay_ms"] is None
+    terms = app.state.house.terms
+    assert Native.parse({}, terms).options.delay_ms == 0
+    with pytest.raises(ValueError, match=r"fake\.en has learnt when to wait: leave delay_ms out"):
+        Native.parse({"delay_ms": "160"}, terms)
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

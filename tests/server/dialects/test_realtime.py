@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -110,6 +111,17 @@ def test_an_update_sets_the_session_and_is_told(frame, options):
     (updated,) = messages(dialect.receive(frame))
     assert updated["type"] == "session.updated"
     assert dialect.receive(append(BLOCK))[0] == Open(options)
+
+
+def test_no_delay_can_be_asked_of_a_model_that_has_learnt_when_to_wait():
+    dialect = Realtime.parse({}, replace(TERMS, delay_ms=None))
+    (mistake,) = dialect.receive(update(transcription={"delay": "high"}))
+    assert (mistake.code, mistake.param) == (
+        "invalid_value",
+        "session.audio.input.transcription.delay",
+    )
+    assert kinds(dialect.receive(update(transcription={"prompt": "Ada"}))) == ["session.updated"]
+    assert dialect.receive(append(BLOCK))[0] == Open(replace(PCM_24K, delay_ms=0, prompt="Ada"))
 
 
 def test_an_update_is_told_as_it_took_effect():
