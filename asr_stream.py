@@ -172,8 +172,8 @@ def build_pool(
     """What a server serves with: `engines` that divide `slots`, on a CPU in a process each, on a GPU in this one.
 
     Args:
-        engines: None: the cores that torch sees, less one for second passes, MOST_ENGINES at most; on a GPU one,
-            whose batches are the larger.
+        engines: None: as many as cores that torch sees, MOST_ENGINES at most; on a GPU one, whose batches are the
+            larger.
         prepare: what each process does before all else; it is sent there.
 
     Raises:
@@ -185,8 +185,8 @@ def build_pool(
     from streaming.pool import EnginePool
 
     on_cpu = place(model, adapter, device).type == "cpu"
-    cores = torch.get_num_threads() - 1 if on_cpu else 1
-    n = min(slots, engines or max(1, min(cores, MOST_ENGINES)))
+    cores = torch.get_num_threads() if on_cpu else 1
+    n = min(slots, engines or min(cores, MOST_ENGINES))
     shares = [slots // n + (i < slots % n) for i in range(n)]
     build = partial(build_engine, model, threads=1, adapter=adapter, device=device)
     if not on_cpu:
@@ -510,7 +510,7 @@ def demo(
     SessionOptions(chunk_ms=chunk_ms)
     duration(clip)  # says at once if it is no audio
     tell(f"starting a server with {model}")
-    command = serve_command(model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full", threads=threads)
+    command = serve_command(model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full", engines=threads)
     with child_server(command) as server:
         tell(f"speaking {clip.name} to {server.url}")
         came = asyncio.run(show(server, clip, chunk_ms))

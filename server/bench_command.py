@@ -126,7 +126,7 @@ def bench(
         Literal["full", "rescore", "none"],
         typer.Option(help="Of each utterance, as in `transcribe`: full, rescore or none."),
     ] = "full",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the model.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the model; of a server, its engines.")] = None,
     device: Annotated[
         str, typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1.")
     ] = "auto",
@@ -373,7 +373,7 @@ class Bench:
             delay_ms=self.options.delay_ms,
             beam=self.options.beam,
             final_pass=self.options.final_pass,
-            threads=self.threads,
+            engines=self.threads,
             device=self.device,
         )
 

@@ -55,8 +55,8 @@ class Settings(BaseSettings):
     adapter: str | None = None  # a folder; None takes the shipped one
     device: str = "auto"  # cpu, cuda, cuda:1; auto: a GPU if there is one
     slots: int = Field(32, ge=1)  # conversations at once
-    # that decode, each with its share of the slots; None: the cores less one
-    threads: int | None = Field(None, ge=1)
+    # that decode, each with its share of the slots; None: as many as cores
+    engines: int | None = Field(None, ge=1)
     chunk_ms: int = Field(300, ge=100, le=1000, multiple_of=20)  # unless the client asks otherwise
     final_pass: Literal["full", "rescore", "none"] = "full"
     # likewise; None, of `serve` alone: the model has learnt when to wait

@@ -88,7 +88,7 @@ def deployment_options(settings: Settings, replicas: Replicas, *, gpu: bool) -> 
         how_many = {"autoscaling_config": scaling}
     return how_many | {
         "name": NAME,
-        "ray_actor_options": {"num_cpus": settings.threads or 1, "num_gpus": int(gpu)},
+        "ray_actor_options": {"num_cpus": settings.engines or 1, "num_gpus": int(gpu)},
         "max_ongoing_requests": settings.slots + SPARE_REQUESTS,
         "request_router_config": {
             "request_router_class": "server.ray_router.MostRoom",

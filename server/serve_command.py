@@ -41,7 +41,7 @@ def serve(
         ),
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Conversations at once.")] = None,
-    threads: Annotated[
+    engines: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -85,7 +85,7 @@ def serve(
     from server.config import read_settings
 
     given: dict[str, Any] = {
-        "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "threads": threads,
+        "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "engines": engines,
         "device": device,
         "chunk_ms": chunk_ms, "delay_ms": delay_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
         "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
@@ -107,7 +107,7 @@ def serve(
         house.build_pool,
         settings.model,
         slots=settings.slots,
-        engines=settings.threads or (1 if ray else None),  # a replica has the cores that Ray reserves
+        engines=settings.engines or (1 if ray else None),  # a replica has the cores that Ray reserves
         adapter=settings.adapter,
         device=settings.device,
     )

@@ -276,7 +276,7 @@ def test_an_engine_that_raises_in_the_midst_of_a_step_is_survived(engine, script
 
 def test_a_server_that_is_killed_and_started_again_is_survived(script, undisturbed):
     """One client is in speech, of the other a final is pending; the new server knows nothing of them."""
-    command = asr_stream.serve_command("tiny.en", None, slots=2, threads=1)
+    command = asr_stream.serve_command("tiny.en", None, slots=2, engines=1)
 
     async def listen(client: StreamClient, events: list[Event]) -> None:
         async for event in client:

@@ -42,7 +42,7 @@ def test_a_replica_takes_its_slots_and_what_comes_beside_them():
 
 
 def test_replicas_grow_before_the_last_slot_is_taken():
-    options = deployment_options(Settings(slots=8, threads=2), Replicas(1, 4), gpu=True)
+    options = deployment_options(Settings(slots=8, engines=2), Replicas(1, 4), gpu=True)
     scaling = options["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 4)
     assert scaling["target_ongoing_requests"] == 6
