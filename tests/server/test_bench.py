@@ -37,7 +37,7 @@ def trial(
     streams: int, lag_ms: float, *, answered: int = 10, errors: dict[str, int] | None = None
 ) -> BenchReport:
     load = LoadReport(streams, 3.0, 10, answered, lag_ms / 2, lag_ms, 2 * lag_ms, 2.0, 3.0, 12, errors or {})
-    return BenchReport(load, chunk_ms=300, cpu_cores=1.5, cpus=2, peak_memory_mb=None)
+    return BenchReport(load, chunk_ms=300, cpu_cores=1.5, cpus=2, memory_mb=None)
 
 
 def as_text(report: object) -> str:
@@ -94,7 +94,7 @@ def test_the_curve_is_in_order_of_streams(tmp_path: Path) -> None:
     assert [row["streams"] for row in values["curve"]] == [1, 2, 3, 4]
     assert [row["lag_p95_ms"] for row in values["curve"]] == [50, 80, None, 500]
     assert [row["in_time"] for row in values["curve"]] == [True, True, False, False]
-    assert not any("peak_memory_mb" in row for row in values["curve"])
+    assert not any("memory_mb" in row for row in values["curve"])
     assert "2 streams in time" in as_text(report)
     report.plot(tmp_path / "streams.png")
     assert [path.read_bytes()[:8] for path in tmp_path.iterdir()] == [PNG]
