@@ -57,6 +57,25 @@ def test_folders_of_a_user(folders: Path) -> None:
     assert find("tiny.en", str(trunk)) == Model("tiny.en", trunk)
 
 
+def test_a_rescorer_is_found_beside_the_head_or_the_trunk(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, trunk = folders / "ancat-tiny.en-80", folders / "ancat-tiny.en"
+    own = folders / "own" / head.name
+    own.parent.mkdir()
+    head.rename(own)
+    monkeypatch.setattr(shipped, "WEIGHTS", folders)
+    assert find(str(own)) == Model("tiny.en", trunk, own, None)
+    for place in (folders, own.parent):  # the nearer one counts
+        rescorer = place / "ancat-tiny.en-rescorer"
+        rescorer.mkdir()
+        (rescorer / ADAPTER_FILE).touch()
+        assert find(str(own)) == find("tiny.en", str(own)) == Model("tiny.en", trunk, own, rescorer)
+    assert rescorer / "adapter_model.safetensors" in find(str(own)).files
+    assert find(str(own), "none").rescorer is None
+    assert shipped.transducers() == ["ancat-tiny.en-320"]
+
+
 def test_what_is_not_there_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "WEIGHTS", folders / "none")
     with pytest.raises(

@@ -45,6 +45,8 @@ def test_the_query_sets_the_session():
         ({"words": "maybe"}, "true or false"),
         ({"beam": "9"}, "beam"),
         ({"delay_ms": "50"}, "delay_ms"),
+        ({"final_pass": "rescore"}, "beam of 2 to 8"),
+        ({"final_pass": "rescore", "beam": "2"}, r"tiny\.en cannot rescore utterances: .* one of full, none"),
         ({"hotword_boost": "much"}, "number"),
         ({"hotwords": "Ada,??"}, "letter"),
         ({"chunkms": "300"}, "unknown parameter"),
