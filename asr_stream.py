@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
 MOST_ENGINES = 8  # unless asked for: each is a process of some 0.6 GB
-#: Commands that live in a room: its module, with the command as `app`.
+#: The commands, each in a room: its module, with the command as `app`.
 COMMANDS = {
+    "transcribe": "server.transcribe_command",
+    "mic": "server.mic_command",
+    "demo": "server.demo_command",
     "serve": "server.serve_command",
     "models": "adapters.models_command",
     "eval": "eval.command",
@@ -40,22 +43,26 @@ COMMANDS = {
     "align": "adapters.align_command",
     "train": "adapters.train_command",
 }
-SAMPLES = Path(__file__).parent / "samples"
-FAILED, INTERRUPTED = 2, 130  # exit codes
+FAILED = 2  # exit code
 
 
 class FrontDoor(TyperGroup):
     """Says in a line what went wrong with a user's input or machine; `--debug` and mistakes of ours show it all."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *COMMANDS]
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if module := COMMANDS.get(cmd_name):
-            command = typer.main.get_command(importlib.import_module(module).app)
-            command.name = cmd_name  # a group has none of its own, and help would not name it
-            return command
-        return super().get_command(ctx, cmd_name)
+        if cmd_name not in COMMANDS:
+            return None
+        command = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name]).app)
+        command.name = cmd_name  # a group has none of its own, and help would not name it
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS:  # then Typer advises one of `self.commands`
+            self.commands = {name: self.get_command(ctx, name) for name in COMMANDS}
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -89,43 +96,12 @@ app = typer.Typer(
 )
 
 
-FinalPass = Literal["full", "rescore", "none"]
-Model = Annotated[
-    str, typer.Option(help="tiny.en, base.en, a checkpoint's path, or a transducer as in `models list`.")
-]
-Adapter = Annotated[
-    str | None,
-    typer.Option(help="Folder of an adapter or a head instead of the shipped one; `none` for experiments."),
-]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of the model; torch decides if not given.")]
-Device = Annotated[
-    str, typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1.")
-]
-ChunkMs = Annotated[int, typer.Option(help="Audio per step: 100 to 1000 in steps of 20.")]
-DelayMs = Annotated[
-    int, typer.Option(help="How long after its end a word is due, 0 to 600: waiting avoids guesses.")
-]
-SecondPass = Annotated[
-    FinalPass,
-    typer.Option(
-        "--final-pass",
-        help="Of each utterance: `full`, the base model hears it again; `rescore`, for transducers with a rescorer "
-        "and a beam, Whisper's decoder chooses among the hypotheses; `none`.",
-    ),
-]
-Beam = Annotated[int, typer.Option(help="Hypotheses of the search, 1 to 8; 1 is greedy.")]
-Prompt = Annotated[str, typer.Option(help="What was said or written before; the second pass reads it.")]
-HotwordList = Annotated[
-    str, typer.Option("--hotwords", help="Words likely to be said: `Ada, Mont Blanc`, or @FILE, a line each.")
-]
-
-
 @app.callback()
 def options(
     ctx: typer.Context, debug: Annotated[bool, typer.Option(help="Show where an error came from.")] = False
 ) -> None:
     """What all commands share."""
-    ctx.obj = sys.modules[__name__]  # commands that live in rooms: rooms must not import the front door
+    ctx.obj = sys.modules[__name__]  # the `house` of commands: rooms must not import the front door
 
 
 def build_engine(
@@ -362,161 +338,10 @@ def writable_folder(path: Path) -> Path:
     return made(path)
 
 
-def _session(
-    chunk_ms: int, delay_ms: int, final_pass: str, beam: int, prompt: str, hotwords: str
-) -> "SessionOptions":
-    """What the options of a command ask for; ValueError with one clear line for what may not be."""
-    from asr.biasing import read_hotwords
-    from streaming.session import SessionOptions
-
-    return SessionOptions(
-        chunk_ms=chunk_ms,
-        delay_ms=delay_ms,
-        final_pass=final_pass,
-        beam=beam,
-        prompt=prompt,
-        hotwords=read_hotwords(hotwords),
-    )
-
-
 def set_by_user(context: typer.Context) -> set[str]:
     """The parameters that the user has set."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
-
-
-@app.command()
-def transcribe(
-    context: typer.Context,
-    file: Annotated[str, typer.Argument(help="WAV, FLAC, Ogg or MP3; - for raw PCM from stdin.")],
-    form: Annotated[Literal["text", "json", "srt", "vtt"], typer.Option("--format")] = "text",
-    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout, all at the end.")] = None,
-    realtime: Annotated[bool, typer.Option(help="Hear it at the speed of speech.")] = False,
-    encoding: Annotated[Literal["s16le", "f32le", "mulaw"], typer.Option(help="Of raw PCM.")] = "s16le",
-    rate: Annotated[int, typer.Option(help="Of raw PCM, in Hz.")] = 16_000,
-    channels: Annotated[int, typer.Option(help="Of raw PCM.")] = 1,
-    model: Model = "tiny.en",
-    adapter: Adapter = None,
-    chunk_ms: ChunkMs = 300,
-    delay_ms: DelayMs = 160,
-    final_pass: SecondPass = "full",
-    beam: Beam = 1,
-    prompt: Prompt = "",
-    hotwords: HotwordList = "",
-    threads: Threads = None,
-    device: Device = "auto",
-) -> None:
-    """Write down what is said in a recording. Ctrl-C ends it early, with what was recognised so far."""
-    from asr.audio import PcmDecoder, duration, stream_audio
-    from server import sources, terminal
-    from server.outputs import replacing
-    from server.transcribe import transcribe as run
-
-    session = _session(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)
-    if file == "-":
-        length_s, audio = (
-            None,
-            sources.read_pcm(cast(sources.Pipe, sys.stdin.buffer), PcmDecoder(encoding, rate, channels)),
-        )
-    else:
-        length_s, audio = duration(file), stream_audio(file, chunk_ms / 1000)
-    if realtime:
-        audio = sources.at_speed_of_speech(audio)
-    check_final_pass(model, adapter, final_pass)
-    decides_when_to_wait(model, adapter, asked="delay_ms" in set_by_user(context))
-    with replacing(out) as target:
-        engine = build_engine(
-            model, slots=1, threads=threads, adapter=adapter, device=device, final_pass_thread=False
-        )
-        finals, interrupted = run(engine, audio, session, length_s=length_s, form=form, target=target)
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if not finals:
-        terminal.tell("no speech was recognised")
-
-
-@app.command()
-def mic(
-    context: typer.Context,
-    url: Annotated[str | None, typer.Option(help="A server (ws://...) instead of a model here.")] = None,
-    device: Annotated[str | None, typer.Option(help="Number or name of the microphone.")] = None,
-    list_devices: Annotated[bool, typer.Option(help="Show the microphones and end.")] = False,
-    model: Model = "tiny.en",
-    adapter: Adapter = None,
-    chunk_ms: ChunkMs = 300,
-    delay_ms: DelayMs = 160,
-    final_pass: SecondPass = "full",
-    beam: Beam = 1,
-    prompt: Prompt = "",
-    hotwords: HotwordList = "",
-    threads: Threads = None,
-    model_device: Device = "auto",
-) -> None:
-    """Show what is said into the microphone while it is said. A server's key is taken from ASR_STREAM_API_KEY."""
-    import asyncio
-
-    from server.client import StreamClient
-    from server.local import LocalClient
-    from server.mic import check_input, input_devices, talk
-
-    if list_devices:
-        typer.echo("\n".join(input_devices()) or "no microphone was found")
-        return
-    given = set_by_user(context)
-    if url is not None and (own := sorted(given & {"model", "adapter", "threads", "model_device"})):
-        raise ValueError(
-            f"--{own[0].replace('_', '-')} is for a model here: with --url it is the server's to choose"
-        )
-    session = _session(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)
-    chosen = int(device) if device and device.isdecimal() else device
-    check_input(chosen)
-
-    async def run() -> None:
-        token = os.environ.get("ASR_STREAM_API_KEY")
-        if url is not None:
-            names = ("chunk_ms", "delay_ms", "final_pass", "beam", "prompt", "hotwords")
-            wishes = {name: getattr(session, name) for name in names if name in given}
-            async with StreamClient(
-                url, token=token, **wishes
-            ) as client:  # the others are as the server has them
-                await talk(client, chosen)
-        else:
-            check_final_pass(model, adapter, final_pass)
-            decides_when_to_wait(model, adapter, asked="delay_ms" in given)
-            engine = build_engine(model, slots=1, threads=threads, adapter=adapter, device=model_device)
-            async with LocalClient(engine, session) as local:
-                await talk(local, chosen)
-
-    asyncio.run(run())
-
-
-@app.command()
-def demo(
-    clip: Annotated[Path, typer.Option(help="What is said.")] = SAMPLES / "jfk.wav",
-    model: Model = "tiny.en",
-    adapter: Adapter = None,
-    chunk_ms: ChunkMs = 300,
-    threads: Threads = None,
-) -> None:
-    """Start a server, speak a clip to it at the speed of speech, and show what comes back, and when."""
-    import asyncio
-
-    from asr.audio import duration
-    from server.child import child_server
-    from server.demo import show
-    from server.terminal import tell
-    from streaming.session import SessionOptions
-
-    SessionOptions(chunk_ms=chunk_ms)
-    duration(clip)  # says at once if it is no audio
-    tell(f"starting a server with {model}")
-    command = serve_command(model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full", engines=threads)
-    with child_server(command) as server:
-        tell(f"speaking {clip.name} to {server.url}")
-        came = asyncio.run(show(server, clip, chunk_ms))
-    if not came:
-        tell("no words came")
-        raise typer.Exit(1)
 
 
 def serve_command(model: str, adapter: str | None, **flags: object) -> list[str]:

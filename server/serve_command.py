@@ -2,9 +2,11 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+
+from server.house import FinalPass, House
 
 app = typer.Typer(add_completion=False)
 
@@ -13,21 +15,16 @@ T = TypeVar("T")
 ForOthers = Annotated[T | None, typer.Option(help="Unless the client asks otherwise.")]
 
 
-class House(Protocol):
-    """What the front door hands to a command that lives in a room (asr_stream.py)."""
-
-    def build_pool(self, model: str, **how: Any) -> Any: ...
-    def place(self, model: str, adapter: str | None, device: str) -> Any: ...
-    def check_final_pass(self, model: str, adapter: str | None, final_pass: str) -> None: ...
-    def decides_when_to_wait(self, model: str, adapter: str | None, *, asked: bool) -> bool: ...
-
-
 @app.command("serve")
 def serve(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file of settings; all else overrides it.", envvar="ASR_STREAM_CONFIG"),
+        typer.Option(
+            help="TOML file of settings; all else overrides it.",
+            envvar="ASR_STREAM_CONFIG",
+            readable=False,  # Typer need not prove it: what is wrong is said in one line, as of all settings
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
@@ -45,7 +42,7 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="That decode, each with its share of the slots; the cores less one if not given, at most four.",
+            help="Processes that decode, each with its share of the slots; as many as cores if not given, at most 8.",
         ),
     ] = None,
     device: Annotated[
@@ -54,7 +51,7 @@ def serve(
     ] = None,
     chunk_ms: ForOthers[int] = None,
     delay_ms: ForOthers[int] = None,
-    final_pass: ForOthers[Literal["full", "rescore", "none"]] = None,
+    final_pass: ForOthers[FinalPass] = None,
     beam: ForOthers[int] = None,
     prompt: ForOthers[str] = None,
     hotwords: Annotated[

@@ -13,7 +13,7 @@ import soundfile
 import typer
 from typer.testing import CliRunner
 
-from server import bench_command, soak_report
+from server import bench_command, bench_reports, soak_report
 from server import client as client_module
 from server import soak as soak_module
 from server.child import ChildServer, child_server
@@ -163,6 +163,9 @@ class House:
     def set_by_user(self, _: typer.Context) -> set[str]:
         return set()
 
+    def check_final_pass(self, *_: object) -> None:
+        pass
+
     def decides_when_to_wait(self, *_: object, **__: object) -> bool:
         return False
 
@@ -185,7 +188,7 @@ def test_the_command_writes_its_reports_and_fails_with_a_broken_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soak_module, "SETTLE_S", 0.5)
-    monkeypatch.setattr(bench_command, "SOAK_MINUTES", 0.05)
+    monkeypatch.setattr(bench_reports, "SOAK_MINUTES", 0.05)
     words = ["soak", "--streams", "3", "--seed", "5", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(bench_command.app, words, obj=House(tmp_path, BROKEN))
     assert done.exit_code == 1, done.exception
