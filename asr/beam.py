@@ -28,23 +28,25 @@ from asr.biasing import MAX_BEAM, Hotwords
 from asr.cache import KVCache
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder
-from asr.search import GreedySearch, Hypothesis, Row, Search, SearchState, is_loop
+from asr.device import upload
+from asr.search import Asked, GreedySearch, Hypothesis, Judged, Row, Score, Search, SearchState, is_loop
 
 ALLOWANCE = 0.1  # nats that a decision may cost
 MARGIN = 4.0  # nats behind the best at which a hypothesis is given up
 CONTESTED = 6  # tokens on which a beam may disagree
-NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True)
 class _Said:
     """An unsettled token of a hypothesis."""
 
-    token: int
-    logit: float
-    logprob: float  # without the favour of hotwords
-    gain: float  # what it adds to the score
+    score: Score
+    gain: float  # what it adds to the hypothesis' score
     frame: int
+
+    @property
+    def token(self) -> int:
+        return self.score.token
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class _Branch:
     row: int
     path: tuple[_Said, ...] = ()
     wait: float = 0.0  # what waiting adds to the score; 0 while it is open
-    logits: Tensor = NOTHING  # (V,) of what follows, while it is open
+    ahead: Judged | None = None  # what may follow, while it is open
 
     @property
     def score(self) -> float:
@@ -91,7 +93,7 @@ class BeamRow(Row):
         best, paths = branches[0], [branch.tokens for branch in branches]
         self.cut(self.stable)
         for said in best.path:
-            self.push(said.token, said.logit, said.logprob, said.frame)
+            self.push(*said.score, frame=said.frame)
         n_agreed = len(list(takewhile(lambda tokens: len(set(tokens)) == 1, zip(*paths, strict=False))))
         n = max(0, min(n_agreed, len(best.path) - unsettled), len(best.path) - contested)
         self.stable += n
@@ -193,83 +195,65 @@ class BeamSearch(Search):
                 audio_rows.append(slot)
                 starts.append(base - 1 - start)
         logits = self._feed(feeds, starts, state, torch.tensor(text_rows), torch.tensor(audio_rows))
-        normalisers = logits.logsumexp(-1).tolist()
-        i = 0
+        asked = [
+            Asked(beam.hotwords, [*beam.settled, *branch.tokens[:n]], token)
+            for beam in beams
+            for branch in beam.open
+            for n, token in enumerate([*branch.tokens, self.vocabulary.eot])
+        ]
+        judged = iter(self._judge(logits, asked, _most(beams)))
         for beam in beams:
             held: dict[tuple[int, ...], _Branch] = {}  # cut back, two may have become one
             for branch in beam.open:
-                behind = i + len(branch.path) + 1
-                path = self._holding(beam, branch, logits[i:behind], normalisers[i:behind])
+                places = [next(judged) for _ in range(len(branch.path) + 1)]
+                path = _holding(branch.path, places, beam.width)
                 cache.lengths[branch.row] -= len(branch.path) - len(path)
-                branch = replace(branch, path=path, logits=logits[i + len(path)])
+                branch = replace(branch, path=path, ahead=places[len(path)])
                 held.setdefault(branch.tokens, branch)
-                i = behind
             beam.open = sorted(held.values(), key=lambda branch: -branch.score)
-
-    def _holding(
-        self, beam: BeamRow, branch: _Branch, logits: Tensor, normalisers: list[float]
-    ) -> tuple[_Said, ...]:
-        """The unsettled tokens, scored by logits (u, V), up to one that fell and left the best of its place."""
-        path: list[_Said] = []
-        for j, said in enumerate(branch.path):
-            favoured = beam.favour(logits[j], [*beam.settled, *branch.tokens[:j]])
-            logit = float(favoured[said.token])
-            if logit < said.logit and int((favoured > logit).sum()) >= beam.width:
-                break
-            logprob, gain = float(logits[j, said.token]) - normalisers[j], logit - normalisers[j] + ALLOWANCE
-            path.append(replace(said, logit=logit, logprob=logprob, gain=gain))
-        return tuple(path)
 
     def _extend(self, beams: list[BeamRow], state: SearchState, rows: Tensor) -> bool:
         """Lets every open hypothesis wait or say one token more; False once all wait."""
-        slots = dict(zip(rows.tolist(), beams, strict=True))
-        going = [(slot, branch) for slot, beam in slots.items() for branch in beam.open]
-        texts = [[*slots[slot].settled, *branch.tokens] for slot, branch in going]
-        logits = torch.stack([branch.logits for _, branch in going])
-        liked = zip(going, logits, texts, strict=True)
-        favoured = torch.stack([slots[slot].favour(own, text) for (slot, _), own, text in liked])
-        normalisers = logits.logsumexp(-1).tolist()
-        best = favoured.topk(1 + max(beam.width for beam in beams)).indices.tolist()
-        ways: dict[int, list[_Candidate]] = {slot: [] for slot, _ in going}
-        for i, (slot, branch) in enumerate(going):
+        slots = {slot: beam for slot, beam in zip(rows.tolist(), beams, strict=True) if beam.open}
+        for slot, beam in slots.items():
             frame = int(state.decoder.audio.lengths[slot])
-            ways[slot] += self._ways(slots[slot], branch, best[i], favoured[i], normalisers[i], frame)
-        for slot, candidates in ways.items():
-            self._choose(slots[slot], candidates, state.decoder.text)
-        going = [(slot, branch) for slot in ways for branch in slots[slot].open]
+            known = {branch.tokens for branch in (*beam.open, *beam.waiting)}
+            ways = [way for branch in beam.open for way in self._ways(beam, branch, known, frame)]
+            self._choose(beam, ways, state.decoder.text)
+        going = [(slot, branch) for slot, beam in slots.items() for branch in beam.open]
         if not going:
             return False
         feeds = [[branch.path[-1].token] for _, branch in going]
         text_rows = torch.tensor([branch.row for _, branch in going])
         audio_rows = torch.tensor([slot for slot, _ in going])
         logits = self._feed(feeds, [0] * len(feeds), state, text_rows, audio_rows)
-        for slot in ways:
-            slots[slot].open = []
-        for (slot, branch), own in zip(going, logits, strict=True):
-            slots[slot].open.append(replace(branch, logits=own))
+        eot = self.vocabulary.eot
+        texts = [(slots[slot], [*slots[slot].settled, *branch.tokens]) for slot, branch in going]
+        asked = [Asked(beam.hotwords, text, eot) for beam, text in texts]
+        judged = iter(self._judge(logits, asked, _most(beams)))
+        for beam in slots.values():
+            beam.open = [replace(branch, ahead=next(judged)) for branch in beam.open]
         return True
 
     def _ways(
-        self,
-        beam: BeamRow,
-        branch: _Branch,
-        best: list[int],
-        favoured: Tensor,
-        normaliser: float,
-        frame: int,
+        self, beam: BeamRow, branch: _Branch, known: set[tuple[int, ...]], frame: int
     ) -> list[_Candidate]:
-        """How a hypothesis may go on; one whose best way would be a loop, or that is full, can only wait."""
-        eot, text = self.vocabulary.eot, [*beam.settled, *branch.tokens]
-        wait = float(favoured[eot]) - normaliser + ALLOWANCE
+        """How a hypothesis may go on, to one that is not `known`.
+
+        One whose best way would be a loop, or that is full, can only wait.
+        """
+        own, ahead = branch.tokens, branch.ahead
+        assert ahead is not None
+        text = [*beam.settled, *own]
+        wait = _gain(ahead.wait, ahead)
         ways = [_Candidate(branch.score + wait, branch, None, wait)]
-        if self._full(len(text)) or is_loop([*text, best[0]]):
+        if self._full(len(text)) or is_loop([*text, ahead.best[0].token]):
             return ways
-        others = {other.tokens for other in (*beam.open, *beam.waiting)}
-        for token in best[: beam.width + 1]:
-            if token == eot or is_loop([*text, token]) or (*branch.tokens, token) in others:
+        for best in ahead.best[: beam.width + 1]:
+            token = best.token
+            if token == ahead.wait.token or is_loop([*text, token]) or (*own, token) in known:
                 continue
-            logit, logprob = float(favoured[token]), float(branch.logits[token]) - normaliser
-            said = _Said(token, logit, logprob, logit - normaliser + ALLOWANCE, frame)
+            said = _Said(best, _gain(best, ahead), frame)
             ways.append(_Candidate(branch.score + said.gain, branch, said))
         return ways
 
@@ -320,10 +304,33 @@ class StreamSearch(BeamSearch):
         wide = torch.tensor([beam.width > 1 for beam in _beams(state, rows)])
         if not wide.any():
             return self._greedy.step(features, state, rows, max_tokens, replaced)
-        if not wide.all():
-            self._greedy.step(features[~wide], state, rows[~wide], max_tokens, replaced)
-        super().step(features[wide], state, rows[wide], max_tokens, replaced)
+        ones, others = (~wide).nonzero()[:, 0], wide.nonzero()[:, 0]
+        if len(ones):
+            theirs = features[upload(ones, self._device)]
+            self._greedy.step(theirs, state, rows[ones], max_tokens, replaced)
+        super().step(features[upload(others, self._device)], state, rows[others], max_tokens, replaced)
         return self.hypotheses(state, rows), state
+
+
+def _most(beams: Sequence[BeamRow]) -> int:
+    """How many ways a hypothesis may go on: of as many as its beam is wide, and one more where one is to wait."""
+    return 1 + max(beam.width for beam in beams)
+
+
+def _gain(score: Score, place: Judged) -> float:
+    """What a decision adds to the score of a hypothesis."""
+    return score.logit - place.normaliser + ALLOWANCE
+
+
+def _holding(path: Sequence[_Said], places: Sequence[Judged], width: int) -> tuple[_Said, ...]:
+    """The unsettled tokens as judged anew, up to one that fell and left the `width` best of its place."""
+    held: list[_Said] = []
+    for said, place in zip(path, places, strict=False):
+        asked = place.asked
+        if asked.logit < said.score.logit and place.best[width - 1].logit > asked.logit:
+            break
+        held.append(replace(said, score=asked, gain=_gain(asked, place)))
+    return tuple(held)
 
 
 def _beams(state: SearchState, rows: Tensor) -> list[BeamRow]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from asr.device import upload
+
 if TYPE_CHECKING:  # a client's options are checked without loading a model's code
     from asr.checkpoint import Vocabulary
     from asr.words import Words
@@ -23,6 +25,8 @@ MAX_HOTWORDS = 500
 MAX_HOTWORD_CHARS = 60
 DEFAULT_BOOST = 2.0  # nats per token
 MAX_BOOST = 10.0
+
+NOWHERE = torch.zeros(0, dtype=torch.int64)
 
 
 def prompt_tokens(vocabulary: "Vocabulary", prompt: str) -> tuple[int, ...]:
@@ -70,7 +74,7 @@ class _Node:
     complete: bool = False  # a phrase ends here, and what it has earned is its own
     earned: float = 0.0
     children: dict[int, "_Node"] = field(default_factory=dict)
-    next_ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    next_ids: Tensor = NOWHERE
 
 
 class Hotwords:
@@ -93,12 +97,35 @@ class Hotwords:
 
     def favour(self, logits: Tensor, said: Sequence[int]) -> Tensor:
         """The logits (V,) of what follows the tokens `said`, with the bonus; the argument is left as it was."""
-        node = self._walk(said)
-        favoured = logits - node.earned
-        favoured[self._wait] = logits[self._wait]  # waiting for audio leaves no phrase
-        if node is not self._root:
-            favoured[self._root.next_ids] += self.boost
-        favoured[node.next_ids] = logits[node.next_ids] + self.boost
+        return self.favoured(logits[None], [(self, said)])[0]
+
+    @staticmethod
+    def favoured(logits: Tensor, texts: "Sequence[tuple[Hotwords | None, Sequence[int]]]") -> Tensor:
+        """`favour` for n texts of one vocabulary, logits (n, V), each with its own hotwords or none.
+
+        The host follows the texts, and a GPU is told of all bonuses at once.
+        """
+        if not any(hotwords for hotwords, _ in texts):
+            return logits
+        device, width = logits.device, logits.shape[1]
+        figures, begin, go_on, wait = [], [NOWHERE], [NOWHERE], 0
+        for start, (hotwords, said) in zip(range(0, len(texts) * width, width), texts, strict=True):
+            if hotwords is None:
+                figures.append((0.0, 0.0))
+                continue
+            node, wait = hotwords._walk(said), hotwords._wait
+            figures.append((node.earned, hotwords.boost))
+            go_on.append(start + node.next_ids)
+            if node is not hotwords._root:
+                begin.append(start + hotwords._root.next_ids)
+        n_begin = sum(map(len, begin))
+        begins, goes_on = upload(torch.cat([*begin, *go_on]), device).tensor_split([n_begin])
+        earned, boost = upload(torch.tensor(figures), device).unbind(1)
+        favoured = logits - earned[:, None]
+        favoured[:, wait] = logits[:, wait]  # waiting for audio leaves no phrase
+        flat = favoured.view(-1)
+        flat[begins] += boost[begins // width]
+        flat[goes_on] = logits[goes_on // width, goes_on % width] + boost[goes_on // width]
         return favoured
 
     def _walk(self, said: Sequence[int]) -> _Node:

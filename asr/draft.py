@@ -39,15 +39,16 @@ class DraftedSearch(GreedySearch):
             place = self._rescore(state, rows)[row]
             left, most = left[len(stream.tokens) - begun :], MOST
             stream.stable = len(stream.tokens)
+            best = place.best[0]
             if (
-                place.best == self.vocabulary.eot
+                best.token == self.vocabulary.eot
                 or len(stream.tokens) >= max_tokens
-                or not self._may_follow(stream, place.best)
+                or not self._may_follow(stream, best.token)
             ):
                 return stream.hypothesis()
-            stream.push(place.best, place.best_logit, place.best_logprob, heard)
+            stream.push(*best, frame=heard)
             stream.stable = len(stream.tokens)
-            left = behind(left, place.best)
+            left = behind(left, best.token)
 
     def _propose(self, stream: Row, tokens: Sequence[int], heard: int) -> None:
         """Puts `tokens` up to be judged: one that is not the best of its place falls, and all behind it."""

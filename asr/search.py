@@ -8,6 +8,7 @@ section 4: the result stays what decoding the longer audio from the start would 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +24,6 @@ MAX_REPEATS = 3  # of a phrase
 MAX_WORD_REPEATS = 8  # of one or two tokens
 LONGEST_LOOP = 8  # tokens
 FED_AGAIN = 3  # tokens of a prefix
-
-NONE = -1  # where no token is asked about
 
 
 @dataclass(frozen=True)
@@ -66,23 +65,35 @@ class Row:
         self.logprobs.append(logprob)
         self.frames.append(frame)
 
-    def favour(self, logits: Tensor, said: Sequence[int]) -> Tensor:
-        """Logits (V,) of what follows the tokens `said`, as this stream's listener would have them."""
-        return self.hotwords.favour(logits, said) if self.hotwords else logits
-
     def hypothesis(self) -> Hypothesis:
         return Hypothesis(tuple(self.tokens), tuple(self.logprobs), tuple(self.frames), self.stable)
 
 
+class Score(NamedTuple):
+    """What the decoder makes of a token."""
+
+    token: int
+    logit: float  # as the stream's listener would have it
+    logprob: float  # without the favour of hotwords
+
+
 @dataclass(frozen=True)
 class Judged:
-    """What the decoder makes of one position: the token that should stand there, and one that is asked about."""
+    """What the decoder makes of one position."""
 
-    best: int
-    best_logit: float
-    best_logprob: float
-    logit: float
-    logprob: float  # as all log-probabilities without the favour of hotwords
+    best: list[Score]  # what should stand there, the likeliest first
+    asked: Score  # a token that is asked about
+    wait: Score  # EOT
+    normaliser: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A position to be judged: behind `said`, where `token` may stand."""
+
+    hotwords: Hotwords | None
+    said: Sequence[int]
+    token: int
 
 
 @dataclass(frozen=True)
@@ -184,6 +195,28 @@ class Search(ABC):
         logits[:, self._suppress] = -torch.inf
         return logits
 
+    def _judge(self, logits: Tensor, asked: Sequence[Asked], most: int = 1) -> list[Judged]:
+        """What (n, V) logits say of n positions, and which `most` tokens are the likeliest there."""
+        favoured = Hotwords.favoured(logits, [(place.hotwords, place.said) for place in asked])
+        _, best = peaks(favoured, most)
+        named = upload(torch.tensor([[place.token, self.vocabulary.eot] for place in asked]), self._device)
+        tokens = torch.cat([named, best], dim=1)
+        columns = (
+            log_sum_exp(logits, best[:, 0])[:, None],
+            tokens.to(logits.dtype),  # exact: float32 counts to 16 million
+            favoured.gather(1, tokens),
+            logits.gather(1, tokens),
+        )
+        judged = []
+        for normaliser, *row in torch.cat(columns, dim=1).tolist():  # all at once: a GPU is waited for here
+            n = 2 + most
+            scores = [
+                Score(int(token), logit, own - normaliser)
+                for token, logit, own in zip(row[:n], row[n : 2 * n], row[2 * n :], strict=True)
+            ]
+            judged.append(Judged(scores[2:], scores[0], scores[1], normaliser))
+        return judged
+
     @staticmethod
     def _first_fed(row: Row, n_fed: int) -> int:
         """Where feeding begins when new audio has come: at the newest settled token, which judges the next.
@@ -230,63 +263,41 @@ class GreedySearch(Search):
         logits = self._feed(feeds, starts, state, rows)
         streams = [state.rows[row] for row in rows.tolist()]
         asked = [
-            (stream, n, stream.tokens[n] if n < len(stream.tokens) else NONE)
+            Asked(stream.hotwords, stream.tokens[:n], token)
             for stream in streams
-            for n in range(stream.stable, len(stream.tokens) + 1)
+            for n, token in enumerate([*stream.tokens, self.vocabulary.eot])
+            if n >= stream.stable
         ]
-        judged = iter(_judge(logits, asked))
+        judged = iter(self._judge(logits, asked))
         waiting = {}
         for row, stream in zip(rows.tolist(), streams, strict=True):
             *unsettled, waiting[row] = [next(judged) for _ in range(stream.stable, len(stream.tokens) + 1)]
             for j, place in enumerate(unsettled, stream.stable):
-                if place.logit < stream.logits[j] and place.best != stream.tokens[j]:
+                if place.asked.logit < stream.logits[j] and place.best[0].token != stream.tokens[j]:
                     cache.lengths[row] -= len(stream.tokens) - j
                     stream.cut(j)
                     waiting[row] = place
                     break
-                stream.logits[j], stream.logprobs[j] = place.logit, place.logprob
+                _, stream.logits[j], stream.logprobs[j] = place.asked
         return waiting
 
     def _extend(self, waiting: dict[int, Judged], state: SearchState) -> dict[int, Judged]:
         """Appends one token to every row whose best continuation is not EOT."""
         going = []
         for row, place in waiting.items():
-            stream, token = state.rows[row], place.best
+            stream, best = state.rows[row], place.best[0]
             full = self._full(len(stream.tokens))
-            if token == self.vocabulary.eot or is_loop([*stream.tokens, token]) or full:
+            if best.token == self.vocabulary.eot or is_loop([*stream.tokens, best.token]) or full:
                 continue
-            frame = int(state.decoder.audio.lengths[row])
-            stream.push(token, place.best_logit, place.best_logprob, frame)
+            stream.push(*best, frame=int(state.decoder.audio.lengths[row]))
             going.append(row)
         if not going:
             return {}
         streams = [state.rows[row] for row in going]
         feeds = [stream.tokens[-1:] for stream in streams]
         logits = self._feed(feeds, [0] * len(going), state, torch.tensor(going))
-        asked = [(stream, len(stream.tokens), NONE) for stream in streams]
-        return dict(zip(going, _judge(logits, asked), strict=True))
-
-
-def _judge(logits: Tensor, asked: list[tuple[Row, int, int]]) -> list[Judged]:
-    """What (n, V) logits say: of each the stream, how many tokens stand before it, and the token asked about."""
-    favoured = logits
-    if any(stream.hotwords for stream, _, _ in asked):
-        heard = zip(logits, asked, strict=True)
-        favoured = torch.stack([stream.favour(own, stream.tokens[:n]) for own, (stream, n, _) in heard])
-    best_logits, best = peaks(favoured)
-    tokens = upload(torch.tensor([token for _, _, token in asked]), best.device)
-    tokens = torch.where(tokens == NONE, best, tokens)
-    every = torch.arange(len(asked), device=best.device)
-    normalisers = log_sum_exp(logits, best)
-    columns = (
-        best.to(logits.dtype),  # exact: float32 counts to 16 million
-        best_logits,
-        logits[every, best] - normalisers,
-        favoured[every, tokens],
-        logits[every, tokens] - normalisers,
-    )
-    figures = torch.stack(columns, dim=1).tolist()  # all at once: from a GPU each transfer is a wait
-    return [Judged(int(token), *row) for token, *row in figures]
+        asked = [Asked(stream.hotwords, stream.tokens, self.vocabulary.eot) for stream in streams]
+        return dict(zip(going, self._judge(logits, asked), strict=True))
 
 
 def is_loop(tokens: list[int]) -> bool:

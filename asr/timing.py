@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asr.audio import SAMPLE_RATE
 from asr.checkpoint import Vocabulary, Whisper
+from asr.device import upload
 from asr.encoder import SAMPLES_PER_FRAME
 from asr.weights import Dims
 
@@ -259,11 +260,11 @@ def timed_words(
         return []
     vocabulary = model.vocabulary
     prefix = prefix or vocabulary.prefix
-    sequence = torch.tensor([[*prefix, *tokens, vocabulary.eot]], device=model.device)
+    sequence = upload(torch.tensor([[*prefix, *tokens, vocabulary.eot]]), model.device)
     scores, hidden = model.decoder.alignment_pass(sequence, heads or model.alignment_heads, audio)
     start = len(prefix) - 1  # the position that predicts the first token
     logprobs = model.decoder.project(hidden[start:-2]).float().log_softmax(-1)
-    chosen = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
+    chosen = logprobs.gather(1, sequence[0, len(prefix) : -1, None])[:, 0].cpu()  # of all words at once
     # The row before takes the silence in front of the first word, EOT's row what follows the last.
     first, behind = (frames[1:] for frames in token_frames(scores[:, start - 1 : -1], n_frames))
     words = vocabulary.words(tokens)

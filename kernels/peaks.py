@@ -14,16 +14,16 @@ _LEAST_FOLDS = 16
 _LEAST_WIDTH = 256  # below, folding costs more than it saves
 
 
-def peaks(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, V) -> the largest of each row (n,), and where it is (n,) int64; of equals, any."""
+def peaks(x: Tensor, most: int = 1) -> tuple[Tensor, Tensor]:
+    """(n, V) -> the `most` largest of each row (n, most), best first, and where they are, int64; of equals, any."""
     folds = _folds(x.shape[-1])
     if x.device.type != "cpu" or folds == 1:
-        largest = x.max(-1)
-        return largest.values, largest.indices
+        return _largest(x, most)
     folded, width = x.unflatten(-1, (folds, -1)), x.shape[-1] // folds
-    column = folded.amax(-2).argmax(-1)
-    values, fold = folded[torch.arange(len(x)), :, column].max(-1)
-    return values, fold * width + column
+    _, columns = _largest(folded.amax(-2), most)  # which hold them all
+    held = folded[torch.arange(len(x))[:, None], :, columns]  # (n, most, folds)
+    values, at = _largest(held.flatten(1), most)
+    return values, at % folds * width + columns.gather(1, at // folds)
 
 
 def near_peaks(x: Tensor, margin: float) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,11 @@ def log_sum_exp(x: Tensor, at: Tensor) -> Tensor:
         return x.logsumexp(-1)
     # torch's log_softmax takes half the time of its logsumexp, and a row at a time stays in a core's cache.
     return torch.stack([row[i] - row.log_softmax(-1)[i] for row, i in zip(x, at.tolist(), strict=True)])
+
+
+def _largest(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    values, indices = x.max(-1, keepdim=True) if most == 1 else x.topk(most)
+    return values, indices
 
 
 @cache
