@@ -24,7 +24,7 @@ from asr.search import Hypothesis
 from asr.timing import TimedWord
 from streaming import policy
 from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity, milliseconds, samples_in
-from streaming.events import MAX_CARRIED_CHARS, Bookmark, Endpoint, Fault, Final
+from streaming.events import Bookmark, Endpoint, Fault, Final
 from streaming.final_pass import FinalJob, FinalPass, Rescoring
 from streaming.memory import give_back
 from streaming.recognizer import Recognizer
@@ -376,7 +376,7 @@ class Engine:
         kept = _said_before(cut_s, words)
         n_tokens = sum(word.n_tokens for word in kept)
         carried = list(self._recognizer.carried(said, n_tokens))
-        settled = self._vocabulary.text(carried).strip()[:MAX_CARRIED_CHARS]
+        settled = policy.carried(self._vocabulary.text(carried))
         if kept:
             text = self._vocabulary.text(list(said.tokens[:n_tokens])).strip()
             stream.session.put(policy.whole(text, stream.utterance, stream.ms(stream.heard)))

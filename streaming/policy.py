@@ -8,13 +8,14 @@ from asr.encoder import FRAMES_PER_SECOND
 from asr.search import Hypothesis
 from asr.timing import TimedWord
 from asr.words import Words
-from streaming.events import Bookmark, Final, Partial, Word
+from streaming.events import MAX_CARRIED_CHARS, Bookmark, Final, Partial, Word
 
 LONGEST_WORD_S = 0.6  # where nothing better is known of a word's start
 #: Less probable words are not shown while they are the newest: more than half of what was taken back began as one.
 DOUBTFUL = 0.4
 #: Words: a beam leaves many unsettled, and all that follows a doubtful one would have to wait with it.
 NEWEST = 2
+HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # as tokens are written of which a character needs another
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ def partial(
 def whole(text: str, utterance: int, audio_ms: int) -> Partial:
     """The last partial of an utterance: all of its streaming text, settled."""
     return Partial(utterance, text, len(text), audio_ms)
+
+
+def carried(settled: str) -> str:
+    """What a bookmark says of words that settled behind a cut: nothing of a character whose half is still to come."""
+    return settled.strip().rstrip(HALF_A_CHARACTER).rstrip()[:MAX_CARRIED_CHARS]
 
 
 def final(words: list[TimedWord], utterance: int, begin_ms: int, bookmark: Bookmark) -> Final | None:

@@ -5,10 +5,11 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from whisper.tokenizer import get_tokenizer
 
 from asr.search import Hypothesis
-from streaming.events import Partial
-from streaming.policy import DOUBTFUL, NEWEST, Shown, partial
+from streaming.events import MAX_CARRIED_CHARS, Partial
+from streaming.policy import DOUBTFUL, NEWEST, Shown, carried, partial
 
 SURE, UNSURE = DOUBTFUL + 0.3, DOUBTFUL - 0.3
 TEXTS = (
@@ -137,3 +138,11 @@ def test_a_screen_is_a_beginning_of_what_was_heard(chunks: list[Hypothesis]) -> 
     for chunk, told in zip(chunks, show(*chunks), strict=True):
         heard_text = Letters().text(list(chunk.tokens)).strip()
         assert told is None or heard_text.startswith(told.text)
+
+
+def test_half_a_character_is_not_carried() -> None:
+    tokenizer = get_tokenizer(multilingual=False)
+    tokens = tokenizer.encode(" see \N{CLINKING BEER MUGS}")
+    assert carried(tokenizer.decode(tokens)) == "see \N{CLINKING BEER MUGS}"
+    assert carried(tokenizer.decode(tokens[:-1])) == "see"
+    assert carried(" a" * MAX_CARRIED_CHARS) == (" a" * MAX_CARRIED_CHARS).strip()[:MAX_CARRIED_CHARS]
