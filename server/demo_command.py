@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from server.house import SAMPLES, Adapter, ChunkMs, House, Model, Threads
+from server.house import SAMPLES, Adapter, ChunkMs, House, Model
 
 NO_WORDS = 1  # exit code
 
@@ -19,7 +19,6 @@ def demo(
     model: Model = "tiny.en",
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
-    threads: Threads = None,
 ) -> None:
     """Start a server, speak a clip to it at the speed of speech, and show what comes back, and when."""
     import asyncio
@@ -34,9 +33,7 @@ def demo(
     duration(clip)  # says at once if it is no audio
     house: House = context.obj
     tell(f"starting a server with {model}")
-    command = house.serve_command(
-        model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full", engines=threads
-    )
+    command = house.serve_command(model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full")
     with child_server(command) as server:
         tell(f"speaking {clip.name} to {server.url}")
         came = asyncio.run(show(server, clip, chunk_ms))

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -10,9 +10,7 @@ from server.house import FinalPass, House
 
 app = typer.Typer(add_completion=False)
 
-T = TypeVar("T")
-#: What holds for clients that do not say.
-ForOthers = Annotated[T | None, typer.Option(help="Unless the client asks otherwise.")]
+FOR_OTHERS = "for clients that do not say."
 
 
 @app.command("serve")
@@ -49,20 +47,30 @@ def serve(
         str | None,
         typer.Option(help="Where models compute: auto (a GPU if there is one), cpu, cuda, cuda:1."),
     ] = None,
-    chunk_ms: ForOthers[int] = None,
-    delay_ms: ForOthers[int] = None,
-    final_pass: ForOthers[FinalPass] = None,
-    beam: ForOthers[int] = None,
-    prompt: ForOthers[str] = None,
-    hotwords: Annotated[
-        str | None, typer.Option(help="A list or @FILE; clients may bring their own.")
+    chunk_ms: Annotated[int | None, typer.Option(help=f"Audio per step, 100 to 1000, {FOR_OTHERS}")] = None,
+    delay_ms: Annotated[
+        int | None, typer.Option(help=f"How long after its end a word is due, 0 to 600, {FOR_OTHERS}")
     ] = None,
-    tls_cert: Annotated[str | None, typer.Option(help="PEM file.")] = None,
-    tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
+    final_pass: Annotated[FinalPass | None, typer.Option(help=f"As in `transcribe`, {FOR_OTHERS}")] = None,
+    beam: Annotated[int | None, typer.Option(help=f"Hypotheses of the search, 1 to 8, {FOR_OTHERS}")] = None,
+    prompt: Annotated[str | None, typer.Option(help=f"What was said before, {FOR_OTHERS}")] = None,
+    hotwords: Annotated[
+        str | None, typer.Option(help=f"Words likely to be said, a list or @FILE, {FOR_OTHERS}")
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(help="Certificate, a PEM file: with --tls-key the server speaks wss and https."),
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(help="Its key, a PEM file without a password.")] = None,
     api_key_file: Annotated[
         str | None, typer.Option(help="Keys, one a line: a client must show one of them.")
     ] = None,
-    origins: Annotated[list[str] | None, typer.Option("--origin", help="Of a page that may connect.")] = None,
+    origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--origin", help="Of a page that may connect besides our own; several times, or * for all."
+        ),
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
     ray: Annotated[
@@ -72,7 +80,7 @@ def serve(
         str | None, typer.Option(help="With --ray, a number or a range: 1:4 grows as slots fill.")
     ] = None,
 ) -> None:
-    """Serve conversations over WebSockets. SIGTERM and Ctrl-C let clients finish; docs/operations.md tells more.
+    """Serve conversations over WebSockets. SIGTERM and Ctrl-C let clients finish; docs/operations.md has defaults.
 
     Every setting may also be ASR_STREAM_... in the environment, or in a file: `port = 9000`. Keys that clients must
     show come from ASR_STREAM_API_KEY or a file only: command lines can be read by others.
@@ -97,9 +105,7 @@ def serve(
     ):
         settings = settings.model_copy(update={"delay_ms": None})  # as clients are told
     if not ray:  # whose replicas may have other devices
-        house.place(
-            settings.model, settings.adapter, settings.device
-        )  # what cannot be is refused before all else
+        house.place(settings.device)  # what cannot be is refused before all else
     build = partial(
         house.build_pool,
         settings.model,

@@ -32,7 +32,9 @@ app = typer.Typer(add_completion=False)
 def transcribe(
     context: typer.Context,
     file: Annotated[str, typer.Argument(help="WAV, FLAC, Ogg or MP3; - for raw PCM from stdin.")],
-    form: Annotated[Literal["text", "json", "srt", "vtt"], typer.Option("--format")] = "text",
+    form: Annotated[
+        Literal["text", "json", "srt", "vtt"], typer.Option("--format", help="Of what is written.")
+    ] = "text",
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout, all at the end.")] = None,
     realtime: Annotated[bool, typer.Option("--realtime", help="Hear it at the speed of speech.")] = False,
     encoding: Annotated[Literal["s16le", "f32le", "mulaw"], typer.Option(help="Of raw PCM.")] = "s16le",
