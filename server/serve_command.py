@@ -40,7 +40,7 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="Processes that decode, each with its share of the slots; as many as cores if not given, at most 8.",
+            help="Processes that decode, each with its share of the slots; as many as cores if not given, at most 4.",
         ),
     ] = None,
     device: Annotated[
