@@ -2,12 +2,14 @@
 
 A step divides into what the host decides (rows, lengths, how many tokens) and a *part*: a function of tensors whose
 shapes alone the host knows, which writes into preallocated caches. The part is met once as it is, which compiles and
-loads what it needs, captured when its shape is met again, and replayed from then on. On a CPU it is simply called.
+loads what it needs, captured when its shape is met again, and replayed from then on. One that cannot be captured is
+launched as it is. On a CPU it is simply called.
 
 Batches are rounded up to powers of two, so that there are few shapes: the last row is repeated, and writes the same
 numbers to the same places.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,6 +22,8 @@ from torch import Tensor
 MOST_GRAPHS = 128  # of a state: batches of 1, 2, ... 64 in the few sizes of chunks that clients ask for
 
 _one_capture = threading.Lock()  # CUDA allows a process one at a time
+
+logger = logging.getLogger(__name__)
 
 Part = Callable[..., Tensor]  # (state, *inputs, *numbers) -> (B, ...)
 
@@ -37,6 +41,7 @@ class _Shape:
     plan: Tensor  # (n, rounded B) int64, the columns of all numbers
     graph: torch.cuda.CUDAGraph | None = None
     out: Tensor | None = None
+    refused: bool = False  # capturing it has failed once
 
     def fill(self, inputs: Sequence[Tensor], plan: Tensor) -> None:
         for own, x in zip(self.inputs, inputs, strict=True):
@@ -89,10 +94,14 @@ class Graphs:
 
         if not known:
             self._keep(key, shape)
+        elif shape.graph is None and not shape.refused:
+            try:
+                shape.graph, shape.out = self._captured(run)
+            except RuntimeError:  # as all that CUDA and its allocator refuse; nothing has been computed
+                shape.refused = True
+                logger.warning("no CUDA graph of %s: it is launched step by step", key, exc_info=True)
+        if shape.graph is None or shape.out is None:
             return run()[:n]
-        if shape.graph is None:
-            shape.graph, shape.out = self._captured(run)
-        assert shape.out is not None
         shape.graph.replay()
         return shape.out[:n].clone()  # its memory is the next graph's, too
 
@@ -111,11 +120,17 @@ class Graphs:
     def _captured(self, run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of what `run` launches, which it has done before, and where its result will lie."""
         with _one_capture, torch.cuda.device(self.device):
-            if self._stream is None:
-                self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+            own = torch.cuda.current_stream()
+            if self._stream is None:  # kernels of a graph have the priority of the stream that captured them
+                self._stream = torch.cuda.Stream(priority=own.priority)
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            # Other threads may go on: second passes, and the engines of a pool.
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            # Other threads may go on: second passes, and the engines of a pool. A capture that fails may leave its
+            # stream the current one, which the outer block puts right.
+            with (
+                torch.cuda.stream(own),
+                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+            ):
                 out = run()
             return graph, out
 

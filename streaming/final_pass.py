@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from asr.biasing import UNGUIDED, Guidance
+from asr.device import LAST, own_stream
 from asr.offline import OfflineDecoder
 from asr.timing import TimedWord
 
@@ -82,6 +83,7 @@ class FinalPass:
         torch.get_num_threads()  # a thread takes over the process's number at its first question
         torch.set_num_threads(1)
         started.set()
+        own_stream(self._decoder.model.device, LAST)
         if hasattr(os, "setpriority"):
             try:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -63,6 +63,7 @@ class PaperGpu(TorchDispatchMode):
     Attributes:
         waits: the operations at which the host waited for the GPU, in order.
         captures, replays: how many graphs were captured, and how often any ran.
+        stream: the current one.
     """
 
     def __init__(self) -> None:
@@ -70,6 +71,7 @@ class PaperGpu(TorchDispatchMode):
         self.waits: list[str] = []
         self.captures = self.replays = 0
         self.recording: list[Callable[[], None]] | None = None
+        self.default = self.stream = PaperStream()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -125,14 +127,31 @@ class PaperGpu(TorchDispatchMode):
 
     @contextmanager
     def capture(
-        self, graph: "PaperGraph", pool: object, stream: object, *, capture_error_mode: str
+        self, graph: "PaperGraph", pool: object, stream: "PaperStream", *, capture_error_mode: str
     ) -> Iterator[None]:
-        assert pool is not None and stream is not None and capture_error_mode == "thread_local"
+        assert pool is not None and capture_error_mode == "thread_local"
         assert self.recording is None, "one capture at a time"
-        self.recording = graph.launches
-        yield
-        self.recording = None
+        assert stream.priority == self.stream.priority, (
+            "kernels keep the priority that they are captured with"
+        )
+        own, self.stream, self.recording = self.stream, stream, graph.launches
+        try:
+            yield
+        finally:
+            self.recording = None
+        self.stream = own  # not where it fails, as torch
         self.captures += 1
+
+    @contextmanager
+    def within(self, stream: "PaperStream") -> Iterator[None]:
+        own, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = own
+
+    def set_stream(self, stream: "PaperStream") -> None:
+        self.stream = stream
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, limits: Tensor) -> Tensor:
         given = self.numbers(q, k_cache, v_cache, slots, limits)
@@ -147,6 +166,23 @@ class PaperGpu(TorchDispatchMode):
         """What the tensors hold, which must all lie on the GPU: from the host, a launch would wait for them."""
         assert all(isinstance(x, PaperTensor) for x in tensors)
         return [x.data_ for x in tensors if isinstance(x, PaperTensor)]
+
+
+class PaperStream:
+    """Stands in for torch.cuda.Stream. All is done at once on paper; which streams one waits for is written down."""
+
+    def __init__(self, device: torch.device | None = None, priority: int = 0) -> None:
+        self.priority = priority
+        self.awaited: list[PaperStream] = []
+
+    def wait_stream(self, other: "PaperStream") -> None:
+        self.awaited.append(other)
+
+    def record_event(self) -> "PaperStream":
+        """What has been launched here so far: on paper, the stream itself."""
+        return self
+
+    wait_event = wait_stream
 
 
 class PaperGraph:
@@ -196,7 +232,12 @@ def paper_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PaperGpu]:
         patch.setattr(Tensor, "pin_memory", pinned)
         patch.setattr(torch, "tensor", _tensor)
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
-        patch.setattr(torch.cuda, "Stream", object)
+        patch.setattr(torch.cuda, "Stream", PaperStream)
+        patch.setattr(torch.cuda, "stream", gpu.within)
+        patch.setattr(torch.cuda, "set_stream", gpu.set_stream)
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: gpu.stream)
+        patch.setattr(Tensor, "record_stream", lambda x, stream: None)
+        patch.setattr(torch.cuda, "default_stream", lambda device=None: gpu.default)
         patch.setattr(torch.cuda, "graph_pool_handle", object)
         patch.setattr(torch.cuda, "CUDAGraph", type("CUDAGraph", (PaperGraph,), {"gpu": gpu}))
         patch.setattr(torch.cuda, "graph", gpu.capture)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asr.captured import Graphs
+from asr.device import FIRST, own_stream
 from tests.paper_gpu import PaperGpu, paper_gpu
 
 GPU = torch.device("cuda", 0)
@@ -102,15 +103,38 @@ def test_the_host_waits_for_nothing(gpu: PaperGpu) -> None:
     assert gpu.replays == 2 and gpu.waits == []
 
 
-def test_a_part_that_asks_is_not_captured(gpu: PaperGpu) -> None:
-    def asks(state: None, x: Tensor, rows: Tensor) -> Tensor:
-        return x * float(x[0, 0])
+def test_a_shape_that_cannot_be_captured_is_launched_as_it_is(
+    gpu: PaperGpu, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What reads a tensor may not be captured. It says so once, and other shapes and parts are captured as ever."""
 
-    graphs, x, numbers = Graphs(GPU), torch.ones(1, 3, device=GPU), [torch.tensor([0])]
-    graphs(asks, None, [x], numbers)
-    assert gpu.waits == ["aten._local_scalar_dense.default"]
-    with pytest.raises(RuntimeError, match="not permitted"):
-        graphs(asks, None, [x], numbers)
+    def asks(state: None, x: Tensor, rows: Tensor) -> Tensor:
+        return x * float(x[0, 0]) if len(x) == 1 else x * 3
+
+    graphs, numbers = Graphs(GPU), [torch.tensor([0])]
+    for number in range(4):
+        x = torch.full((1, 3), float(number), device=GPU)
+        assert graphs(asks, None, [x], numbers).tolist() == [[number**2] * 3]
+        assert gpu.stream is gpu.default
+    assert gpu.captures == 0 and gpu.replays == 0
+    (said,) = caplog.records
+    assert said.levelname == "WARNING" and "asks" in said.getMessage()
+    for _ in range(2):
+        assert (
+            graphs(asks, None, [torch.ones(2, 3, device=GPU)], [torch.tensor([0, 1])]).tolist()
+            == [[3] * 3] * 2
+        )
+    assert (gpu.captures, gpu.replays) == (1, 1)
+    assert len(caplog.records) == 1
+
+
+def test_kernels_are_captured_with_the_priority_of_their_thread(gpu: PaperGpu) -> None:
+    own_stream(GPU, FIRST)
+    graphs, state = Graphs(GPU), kept(GPU)
+    for _ in range(3):
+        own, right = call(graphs, state, [0, 1])
+        assert torch.equal(own, right)
+    assert gpu.replays == 2  # the GPU on paper compares the priorities
 
 
 def test_on_a_cpu_it_is_simply_called() -> None:

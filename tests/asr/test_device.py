@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from asr.device import choose
+from asr.device import FIRST, LAST, choose, handed_over, own_stream
+from tests.paper_gpu import paper_gpu
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
@@ -47,3 +48,24 @@ def test_what_is_not(
     monkeypatch.setattr(torch.version, "hip", None)
     with pytest.raises(ValueError, match=re.escape(words) + "$"):
         choose(name)
+
+
+def test_a_thread_takes_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind what has been launched so far: the weights are there when it begins."""
+    own_stream(torch.device("cpu"), LAST)
+    with paper_gpu(monkeypatch) as gpu:
+        own_stream(torch.device("cuda", 0), FIRST)
+        assert gpu.stream is not gpu.default
+        assert gpu.stream.priority < gpu.default.priority == LAST
+        assert gpu.stream.awaited == [gpu.default]
+
+
+def test_what_another_thread_takes_is_waited_for_in_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.arange(3)
+    assert handed_over(x)() is x
+    with paper_gpu(monkeypatch) as gpu:
+        own_stream(torch.device("cuda", 0), FIRST)
+        taken, maker = handed_over(x.to("cuda:0")), gpu.stream
+        own_stream(torch.device("cuda", 0), LAST)
+        assert taken().tolist() == [0, 1, 2]
+        assert gpu.stream.awaited == [gpu.default, maker]
