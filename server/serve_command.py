@@ -88,6 +88,7 @@ def serve(
     from asr.biasing import read_hotwords
     from server.app import serve as run
     from server.config import read_settings
+    from server.log import configure_logging
 
     given: dict[str, Any] = {
         "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "engines": engines,
@@ -113,6 +114,7 @@ def serve(
         engines=settings.engines or (1 if ray else None),  # a replica has the cores that Ray reserves
         adapter=settings.adapter,
         device=settings.device,
+        prepare=partial(configure_logging, settings.log_level, settings.log_format),
     )
     if ray:
         from server.ray_serve import Replicas
