@@ -132,7 +132,7 @@ def build_engine(
         threads = max(1, torch.get_num_threads() - 1)  # the second pass has a core of its own
     if threads is not None:
         torch.set_num_threads(threads)
-    recognizer, base = load_models(model, adapter, place(model, adapter, device))
+    recognizer, base = load_models(model, adapter, place(device))
     return Engine(recognizer, base, model, slots, final_pass_thread=final_pass_thread)
 
 
@@ -160,7 +160,7 @@ def build_pool(
     from server.engine_process import EngineProcess
     from streaming.pool import EnginePool
 
-    on_cpu = place(model, adapter, device).type == "cpu"
+    on_cpu = place(device).type == "cpu"
     cores = torch.get_num_threads() if on_cpu else 1
     n = min(slots, engines or min(cores, MOST_ENGINES))
     shares = [slots // n + (i < slots % n) for i in range(n)]
@@ -176,25 +176,15 @@ def build_pool(
         return EnginePool([first, *launching.map(launch, shares[1:])])
 
 
-def place(model: str, adapter: str | None, device: str) -> "torch.device":
+def place(device: str) -> "torch.device":
     """Where a model computes that is asked for on `device`: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: there is no such device here, or this model cannot use it; one line that says what to do.
+        ValueError: there is no such device here; one line that says what to do.
     """
-    import torch
-
-    from adapters.shipped import find
     from asr.device import choose
 
-    chosen = choose(device)
-    if chosen.type != "cpu" and find(model, adapter).head is not None:
-        if device != "auto":
-            raise ValueError(
-                f"device {device}: transducers compute on a CPU; `cpu` and `auto` work for {model}"
-            )
-        return torch.device("cpu")
-    return chosen
+    return choose(device)
 
 
 def load_models(model: str, adapter: str | None, device: "torch.device") -> "tuple[Recognizer[Any], Whisper]":
@@ -213,13 +203,13 @@ def load_models(model: str, adapter: str | None, device: "torch.device") -> "tup
     if chosen.head is None:
         recognizer = WhisperRecognizer(for_serving(loading.causal(base, chosen.adapter).to(device)))
     else:
-        transducer = loading.transducer(base, chosen.adapter, chosen.head)
+        transducer = loading.transducer(base, chosen.adapter, chosen.head).to(device)
         rescorer = loading.rescorer(base, chosen.rescorer) if chosen.rescorer else None
         for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
         recognizer = TransducerRecognizer(transducer, rescorer)
     base = for_serving(base.to(device))
     if rescorer is not None:
-        decoder = for_serving(rescorer.decoder)  # its vocabulary is the base's, and held once
+        decoder = for_serving(rescorer.decoder.to(device))  # its vocabulary is the base's, and held once
         decoder.token_embedding, decoder.unembedding = base.decoder.token_embedding, base.decoder.unembedding
     return recognizer, base
 

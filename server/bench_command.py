@@ -104,7 +104,7 @@ def bench(
     house.check_final_pass(model, adapter, final_pass)
     if house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context)):
         delay_ms = 0
-    device = str(house.place(model, adapter, device))
+    device = str(house.place(device))
     bench = Bench(
         house,
         model,

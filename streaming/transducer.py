@@ -13,6 +13,7 @@ from torch import Tensor
 
 from asr.audio import SAMPLE_RATE, Samples
 from asr.biasing import Guidance, Hotwords
+from asr.device import handed_over, upload
 from asr.mel import LogMel, MelState
 from asr.search import Hypothesis
 from asr.timing import TimedWord
@@ -136,8 +137,8 @@ class TransducerRecognizer:
         if rescorer is None:
             return None
         hypotheses = self.search.n_best(state.search, row, MOST)
-        frames = self.model.trunk.heard(state.trunk, row)
-        return lambda: self._timed(rescorer.best(frames, hypotheses, pieces), samples)
+        frames = handed_over(self.model.trunk.heard(state.trunk, row))
+        return lambda: self._timed(rescorer.best(frames(), hypotheses, pieces), samples)
 
     def _timed(self, said: TransducerHypothesis, samples: Samples) -> list[TimedWord]:
         return timed_words(said, self.model.pieces, samples=samples, lateness=self.model.lateness)
@@ -146,7 +147,7 @@ class TransducerRecognizer:
     def _step(
         self, samples: Tensor, state: TransducerState, rows: Tensor, *, ending: bool = False
     ) -> list[Hypothesis]:
-        mel, _ = self.mel.step(samples.to(self.model.device), state.mel, rows)
+        mel, _ = self.mel.step(upload(samples, self.model.device), state.mel, rows)
         features, _ = self.model.trunk.step(mel, state.trunk, rows)
         ready, _ = self.executor.step(features.float(), state.executor, rows, ending=ending)
         return self.search.step(ready.frames, ready.counts, ready.done, state.search, rows)

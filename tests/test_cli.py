@@ -418,16 +418,6 @@ def test_a_gpu_that_is_not_there_is_asked_for(cli, command, monkeypatch):
     assert done.stderr.endswith("`cpu` and `auto` work here\n") and done.stderr.count("\n") == 1
 
 
-def test_a_transducer_computes_on_a_cpu_only(cli, head: Path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert asr_stream.place("tiny.en", None, "auto").type == "cuda"
-    assert asr_stream.place(str(head), None, "auto").type == "cpu"
-    done = cli("transcribe", CLIP, "--model", head, "--device", "cuda")
-    assert done.exit_code == 2
-    assert done.stderr.endswith(f"transducers compute on a CPU; `cpu` and `auto` work for {head}\n")
-
-
 def test_a_server_tells_its_clients_that_there_is_no_delay(cli, head: Path, monkeypatch):
     served = []
     monkeypatch.setattr("server.app.serve", lambda settings, engine: served.append(settings))

@@ -6,6 +6,8 @@ rows, is one matrix product.
 
 Each layer keeps rings: of its inputs, and of all that can be said of an input once it is there, so that a frame that
 waits costs nothing. Frame n of a row lies in place n modulo the ring's size.
+
+On a GPU the host keeps the numbers and tells where things lie; it waits once a layer, for what the schedulers decide.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asr.device import upload
 from asr.transducer.encoder import AdaptiveEncoder, EncoderDims
 from asr.transducer.layers import AdaptiveLayer
 from asr.transducer.schedule import Policy, spans_of
@@ -23,7 +26,7 @@ PIECE = 32  # features taken in at once; a longer step is several
 
 @dataclass(frozen=True)
 class LayerState:
-    """One layer's rings, one row per stream; what was never written is never read."""
+    """One layer's rings, one row per stream; what was never written is never read. Numbers (int64) are the host's."""
 
     x: Tensor  # (S, ring, d) inputs
     q: Tensor  # (S, H, ring, D)
@@ -49,8 +52,8 @@ class Ready:
     """Frames that a step has finished; row b holds counts[b] of them, then padding."""
 
     frames: Tensor  # (B, M, width)
-    counts: Tensor  # (B,) int64
-    done: Tensor  # (B, M) int64, the feature with which each frame was complete: equals `schedule.completion`
+    counts: Tensor  # (B,) int64 on the host
+    done: Tensor  # (B, M) int64 on the host, the feature with which each was complete: equals `schedule.completion`
 
 
 class Executor:
@@ -142,14 +145,15 @@ class Executor:
         at = own.n_in[rows][:, None] + torch.arange(n)  # (B, n) frame numbers
         b, i = (torch.arange(n) < new.counts[:, None]).nonzero(as_tuple=True)
         row, place = rows[b], at[b, i] % self._ring
-        q, k, v = layer.project(new.frames, at.to(new.frames.device))
+        own.came[row, place] = new.done[b, i]
+        own.n_in[rows] += new.counts
+        q, k, v = layer.project(new.frames, upload(at, new.frames.device))
+        b, i, row, place = upload(torch.stack([b, i, row, place]), new.frames.device)
         for ring, heads in ((own.q, q), (own.k, k), (own.v, v)):
             ring[row, :, place] = heads[b, :, i].to(ring.dtype)
         own.x[row, place] = new.frames[b, i].to(own.x.dtype)
         own.wish[row, place] = layer.scheduler.wished(new.frames)[b, i]
         own.offer[row, place] = layer.scheduler.offered(new.frames)[b, i]
-        own.came[row, place] = new.done[b, i]
-        own.n_in[rows] += new.counts
 
     def _advance(
         self, number: int, layer: AdaptiveLayer, own: LayerState, rows: Tensor, ending: bool
@@ -165,10 +169,12 @@ class Executor:
         counts = (waiting == 0).sum(dim=1)
         n = int(counts.max())
         at, reach = at[:, :n], torch.minimum(reach[:, :n], last)
-        x = own.x[rows[:, None], at % self._ring]
+        row, place = upload(torch.stack([rows[:, None].expand_as(at), at % self._ring]), own.x.device)
+        x = own.x[row, place]
         if not n:
             return Ready(x, counts, at)
-        frames = layer.finish(x, self._attend(own, rows, at, reach).to(x.dtype))
+        q = own.q[row, :, place].transpose(1, 2)
+        frames = layer.finish(x, self._attend(q, own, rows, at, reach).to(x.dtype))
         came = own.came[rows[:, None], reach % self._ring]
         done = torch.maximum(came.cummax(dim=1).values, own.done[rows][:, None])
         own.n_out[rows] += counts
@@ -184,19 +190,25 @@ class Executor:
             return spans.gather(1, at)
         row = rows[:, None, None]
         ahead = at[..., None] + torch.arange(self.dims.span)  # (B, W, R)
-        logits = own.wish[row[..., 0], at % self._ring] + own.offer[row, ahead % self._ring]
         unknown = ahead >= own.n_in[row]
-        return spans_of(logits.masked_fill(unknown.to(logits.device), torch.inf)).cpu()
+        numbers = [
+            row.expand_as(ahead),
+            at[..., None].expand_as(ahead) % self._ring,
+            ahead % self._ring,
+            unknown,
+        ]
+        row, place, behind, unknown = upload(torch.stack(numbers), own.wish.device)
+        logits = own.wish[row[..., 0], place[..., 0]] + own.offer[row, behind]
+        return spans_of(logits.masked_fill(unknown.bool(), torch.inf)).cpu()
 
-    def _attend(self, own: LayerState, rows: Tensor, at: Tensor, reach: Tensor) -> Tensor:
-        """(B, H, n, D): what frames `at` find among the inputs up to `reach`."""
+    def _attend(self, q: Tensor, own: LayerState, rows: Tensor, at: Tensor, reach: Tensor) -> Tensor:
+        """(B, H, n, D): what frames `at` find by their queries among the inputs up to `reach`."""
         newest = own.n_in[rows][:, None] - 1
         held = newest - (newest - torch.arange(self._ring)) % self._ring  # (B, ring) frame in each place
         mask = (held[:, None] <= reach[..., None]) & (
             held[:, None] >= (at - self.dims.left).clamp(min=0)[..., None]
         )
-        mask = mask.to(own.k.device)
-        q = own.q[rows[:, None], :, at % self._ring].transpose(1, 2)
+        mask, rows = upload(mask, own.k.device), upload(rows, own.k.device)
         # Whatever a ring held before must not matter, not even as NaN.
         unread = ~mask.any(dim=1)[:, None, :, None]
         k, v = own.k[rows].masked_fill(unread, 0), own.v[rows].masked_fill(unread, 0)
@@ -212,5 +224,5 @@ def _joined(steps: list[Ready]) -> Ready:
     order = (~pick).int().argsort(dim=1, stable=True)[:, : int(counts.max())]  # what counts first, in order
     frames = torch.cat([step.frames for step in steps], dim=1)
     done = torch.cat([step.done for step in steps], dim=1)
-    row = torch.arange(len(counts))[:, None]
-    return Ready(frames[row, order], counts, done[row, order])
+    row = torch.arange(len(counts))[:, None].expand_as(order)
+    return Ready(frames[*upload(torch.stack([row, order]), frames.device)], counts, done[row, order])

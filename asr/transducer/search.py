@@ -1,8 +1,8 @@
 """Greedy and beam search over a transducer, taken up again whenever frames are finished.
 
 The frames of a step meet the joiner in one matrix product, and what a context adds is remembered: the predictor is a
-function of the newest two pieces, of which speech uses few. The rest is additions on the CPU. Runs of frames in which
-nothing can be said, most of them, are passed in one go.
+function of the newest two pieces, of which speech uses few. The rest is additions on the CPU, which waits for a GPU
+but once a step. Runs of frames in which nothing can be said, most of them, are passed in one go.
 
 A beam (width 2 and more) searches by modified adaptive expansion (Kim et al., "Accelerating RNN Transducer Inference
 via Adaptive Expansion Search", 2020): in a frame each hypothesis is followed by the pieces within GAMMA nats of its
@@ -13,6 +13,7 @@ A stateless predictor forgets: hypotheses that differ further back than it sees 
 the beam. Where the newest MERGED pieces are equal, only the better one goes on, and remembers the other for `n_best`.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -112,13 +113,15 @@ class TransducerSearch:
 
         Args:
             frames: (B, M, width), newly encoded, of `rows`.
-            counts: (B,) how many each row has got, any number up to M.
-            heard: (B, M) int64 the newest feature that had come when each frame was finished.
+            counts: (B,) on the host, how many each row has got, any number up to M.
+            heard: (B, M) int64 on the host, the newest feature that had come when each frame was finished.
             state: of all streams; the rows stepping are updated in place.
             rows: (B,) rows stepping.
         """
         streams = [state.rows[row] for row in rows.tolist()]
-        n, times = counts.cpu().numpy(), STACK * (heard.cpu().numpy() + 1)
+        if not frames.shape[1]:
+            return self.hypotheses(state, rows)
+        n, times = counts.numpy(), STACK * (heard.numpy() + 1)
         logits: Floats = self.joiner.of_frames(frames).float().cpu().numpy()
         logits[..., self.pieces.unspoken] = -np.inf
         greedy = np.array([stream.width == 1 for stream in streams])
@@ -250,9 +253,11 @@ class TransducerSearch:
 
 
 class _Contexts:
-    """Remembers the logits of contexts."""
+    """Remembers the logits of contexts, which the host computes: it would have to wait for each."""
 
     def __init__(self, predictor: Predictor, joiner: Joiner) -> None:
+        if joiner.of_contexts.weight.device.type != "cpu":
+            predictor, joiner = copy.deepcopy(predictor).cpu(), copy.deepcopy(joiner).cpu()
         self._predictor = predictor
         self._joiner = joiner
         self._known: dict[tuple[int, ...], Floats] = {}
@@ -264,8 +269,7 @@ class _Contexts:
         if missing:
             if len(known) + len(missing) > REMEMBERED:
                 known = self._known = {context: known[context] for context in contexts if context in known}
-            tokens = torch.tensor(missing, device=self._joiner.of_contexts.weight.device)
-            logits = self._joiner.of_contexts(self._predictor(tokens)).float().cpu().numpy()
+            logits = self._joiner.of_contexts(self._predictor(torch.tensor(missing))).float().numpy()
             known.update(zip(missing, logits, strict=True))
         return np.stack([known[context] for context in contexts])
 

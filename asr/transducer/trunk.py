@@ -7,13 +7,15 @@ chunks. All looking ahead is left to the layers behind (asr/transducer/encoder.p
 Feature m needs samples up to 640 m + 840, which is FRONT_END_MS beyond its own 40 ms.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.cache import KVCache
+from asr.captured import Graphs
+from asr.device import upload
 from asr.encoder import SAMPLES_PER_FRAME, ConvEdges, Encoder
 from kernels.limit_cross_attention import limit_cross_attention
 from kernels.masked_attention import masked_attention
@@ -33,6 +35,10 @@ class TrunkState:
     odd_fill: Tensor  # (S,) int64
     last: Tensor  # (S, n_ctx, d) what the last layer made of every frame
     cache: KVCache
+    graphs: Graphs = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graphs", Graphs(self.cache.k.device))
 
 
 class Trunk(nn.Module):
@@ -128,37 +134,40 @@ class Trunk(nn.Module):
         """
         fill = int(state.odd_fill[rows[0]])
         x = self.encoder.convolve(mel, state.edges, rows)
-        x = torch.cat([state.odd[rows, :fill], x], dim=1)
+        at = upload(rows, x.device)
+        x = torch.cat([state.odd[at, :fill], x], dim=1)
         n = x.shape[1] // STACK * STACK
         rest = x[:, n:]
-        state.odd[rows, : rest.shape[1]] = rest
+        state.odd[at, : rest.shape[1]] = rest
         state.odd_fill[rows] = rest.shape[1]
         if not n:
             return x.new_zeros(len(rows), 0, self.width), state
-        return self._stacked(self._encode(x[:, :n], state, rows)), state
+        start = state.cache.room(rows, n)
+        features = state.graphs(self._layers, state, [x[:, :n]], [rows, start])
+        state.cache.advance(rows, n)
+        return features, state
 
     def heard(self, state: TrunkState, row: int) -> Tensor:
         """(1, T, d): all frames of `row` as Whisper's decoder takes them; later steps do not change them."""
         n = int(state.cache.lengths[row])
         return self.encoder.ln_post(state.last[row, None, :n])
 
-    def _encode(self, x: Tensor, state: TrunkState, rows: Tensor) -> Tensor:
+    def _layers(self, state: TrunkState, x: Tensor, rows: Tensor, start: Tensor) -> Tensor:
+        """Frames (B, T, d) that stand at `start` (B,) of their rows -> features (B, T / 2, width)."""
         cache = state.cache
-        before = cache.lengths[rows]
-        ahead = torch.arange(x.shape[1])
-        positions = (before[:, None] + ahead).to(x.device)
-        limits = before[:, None] + (ahead // STACK + 1) * STACK
+        ahead = torch.arange(x.shape[1], device=start.device)
+        positions = start[:, None] + ahead
+        limits = start[:, None] + (ahead // STACK + 1) * STACK
         x = x + self.encoder.positional_embedding[positions]
         layers = []
         for i, block in enumerate(self.encoder.blocks):
             q, k, v = block.attn.queries_keys_values(block.attn_ln(x))
-            cache.write(i, rows, k, v)
+            cache.put(i, rows, start, k, v)
             heads = limit_cross_attention(q, cache.k[i], cache.v[i], rows, limits)
             x = block.feed(x + block.attn.merge(heads))
             layers.append(x)
-        state.last[rows[:, None], before[:, None] + ahead] = x
-        cache.advance(rows, x.shape[1])
-        return self._mixed(layers)
+        state.last[rows[:, None], positions] = x
+        return self._stacked(self._mixed(layers))
 
     def _mixed(self, layers: list[Tensor]) -> Tensor:
         """Layers' outputs, (B, T, d) each -> their mix in float32."""

@@ -34,10 +34,16 @@ serve(Settings(port=0), lambda: FakeEngine(slots=int(sys.argv[1])))
 
 
 def trial(
-    streams: int, lag_ms: float, *, answered: int = 10, errors: dict[str, int] | None = None
+    streams: int,
+    lag_ms: float,
+    *,
+    answered: int = 10,
+    errors: dict[str, int] | None = None,
+    skipped: int = 0,
 ) -> BenchReport:
     load = LoadReport(streams, 3.0, 10, answered, lag_ms / 2, lag_ms, 2 * lag_ms, 2.0, 3.0, 12, errors or {})
-    return BenchReport(load, chunk_ms=300, cpu_cores=1.5, cpus=2, memory_mb=None)
+    passes = {"heard": streams, "skipped": skipped, "failed": 0}
+    return BenchReport(load, chunk_ms=300, cpu_cores=1.5, cpus=2, memory_mb=None, second_passes=passes)
 
 
 def as_text(report: object) -> str:
@@ -87,7 +93,7 @@ def test_in_time_is_every_chunk_answered_within_a_chunk(report: BenchReport, in_
 
 def test_the_curve_is_in_order_of_streams(tmp_path: Path) -> None:
     report = CapacityReport(
-        (trial(1, 50), trial(4, 500), trial(2, 80), trial(3, float("nan"), answered=0)), 64
+        (trial(1, 50), trial(4, 500, skipped=3), trial(2, 80), trial(3, float("nan"), answered=0)), 64
     )
     values = json.loads(json.dumps(report.as_json(), allow_nan=False))
     assert (values["capacity_streams"], values["at_least"]) == (2, False)
@@ -95,7 +101,9 @@ def test_the_curve_is_in_order_of_streams(tmp_path: Path) -> None:
     assert [row["lag_p95_ms"] for row in values["curve"]] == [50, 80, None, 500]
     assert [row["in_time"] for row in values["curve"]] == [True, True, False, False]
     assert not any("memory_mb" in row for row in values["curve"])
+    assert values["curve"][3]["second_passes"] == {"heard": 4, "skipped": 3, "failed": 0}
     assert "2 streams in time" in as_text(report)
+    assert "3 of 7" in as_text(report)
     report.plot(tmp_path / "streams.png")
     assert [path.read_bytes()[:8] for path in tmp_path.iterdir()] == [PNG]
 
@@ -216,7 +224,7 @@ class House:
         }
         return f"engine of {model}"
 
-    def place(self, model: str, adapter: str | None, device: str) -> str:
+    def place(self, device: str) -> str:
         assert device == "auto"
         return "cpu"
 
