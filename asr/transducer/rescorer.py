@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder
+from asr.device import upload
 from asr.transducer.hypotheses import TransducerHypothesis, common
 from asr.transducer.pieces import Pieces
 from kernels.int8_linear import padded
@@ -76,14 +77,22 @@ class Rescorer:
         tree = tree_of([(*prefix, *tokens) for tokens in encoded])
         first = common(*tree.paths) - 1  # the last node that all share; what follows it tells them apart
         asked = sorted({node for path in tree.paths for node in path[first:]})
-        logits = self.decoder.project(self._hidden(tree, frames)[asked]).float()
-        known = logits[:, : self.vocabulary.eot + 1].logsumexp(-1).tolist()
+        hidden = self._hidden(tree, frames)[upload(torch.tensor(asked), frames.device)]
+        logits = self.decoder.project(hidden).float()
+        known = logits[:, : self.vocabulary.eot + 1].logsumexp(-1)
         number = {node: i for i, node in enumerate(asked)}
-        scores = []
-        for path in tree.paths:
-            rows = [number[node] for node in path[first:]]
-            said = [*(tree.tokens[node] for node in path[first + 1 :]), self.vocabulary.eot]
-            scores.append(float(logits[rows, said].sum()) - sum(known[row] for row in rows))
+        steps = [
+            (number[node], token)
+            for path in tree.paths
+            for node, token in zip(
+                path[first:],
+                [*(tree.tokens[node] for node in path[first + 1 :]), self.vocabulary.eot],
+                strict=True,
+            )
+        ]
+        rows, said = upload(torch.tensor(steps), frames.device).unbind(1)
+        logprobs = (logits[rows, said] - known[rows]).split([len(path) - first for path in tree.paths])
+        scores: list[float] = torch.stack([own.sum() for own in logprobs]).tolist()
         return scores
 
     def _hidden(self, tree: Tree, frames: Tensor) -> Tensor:
@@ -94,11 +103,15 @@ class Rescorer:
         mask.fill_diagonal_(True)
         heard = torch.arange(-(-n_frames // FRAME_STEP) * FRAME_STEP) < n_frames
         tokens, depths = (
-            F.pad(torch.tensor(x), (0, spare))[None].to(device) for x in (tree.tokens, tree.depths)
+            upload(F.pad(torch.tensor(x), (0, spare))[None], device) for x in (tree.tokens, tree.depths)
         )
         frames = F.pad(frames, (0, 0, 0, len(heard) - n_frames))
         hidden = self.decoder(
-            tokens, frames, depths, mask[None, None].to(device), heard[None, None, None].to(device)
+            tokens,
+            frames,
+            depths,
+            upload(mask[None, None], device),
+            upload(heard[None, None, None], device),
         )
         return hidden[0, :n]
 
