@@ -10,14 +10,17 @@ was received here; what the twin tells is put into the session. A process that d
 import atexit
 import logging
 import multiprocessing
+import os
+import pickle
 import signal
 import threading
-import time
-from collections.abc import Callable
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,13 +34,17 @@ if TYPE_CHECKING:
     from streaming.engine import Engine
 
 AHEAD_CHUNKS = 2  # sent before they are decoded: one is computed while the next waits; the rest is backlog
-ENDING_S = 10.0  # for a process to end that was asked to; then it is killed
+ENDING_S = 5.0  # for a process to end that was asked to; then it is killed
 RESTART_PAUSE_S = 1.0  # a model that dies at once must not keep a core busy
-WAIT_S = 1.0  # for the parent, at most, while there is nothing to do
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # which go to all processes of a terminal, or of a service
 
 CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that it does not copy
 
 log = logging.getLogger("asr_stream.engine")
+
+
+class EngineDied(RuntimeError):
+    """An engine's process has ended that was not asked to."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,15 @@ class Stepped:
     rows: int
 
 
+@dataclass(frozen=True)
+class SecondPass:
+    """See `Engine.second_pass_ended`."""
+
+    outcome: str
+
+
 Request = Open | Hear | Abort | WarmUp | Close
-Report = Built | Warm | Stepped | list[News]
+Report = Built | Warm | Stepped | SecondPass | list[News]
 
 
 # --- this side --------------------------------------------------------------------------------------
@@ -117,6 +131,7 @@ Report = Built | Warm | Stepped | list[News]
 @dataclass
 class _Stream:
     session: Session
+    opened: bool = False  # there, too
     sent: int = 0  # samples
     finished: bool = False
 
@@ -134,9 +149,11 @@ class EngineProcess:
         slots: of that engine.
 
     Attributes:
-        stepped: called for every batch of the process, with its seconds and the number of its streams.
+        stepped, second_pass_ended: as of `Engine`; called in a thread that listens to the process.
+        restarts: how often the process was replaced.
 
     Raises:
+        EngineDied: the process ended before there was an engine.
         Exception: what `build` raised.
     """
 
@@ -145,12 +162,15 @@ class EngineProcess:
     ) -> None:
         self.slots = slots
         self.stepped: Callable[[float, int], None] = lambda seconds, rows: None
+        self.second_pass_ended: Callable[[str], None] = lambda outcome: None
+        self.restarts = 0
         self._run = partial(_serve, build=build, prepare=prepare)
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._wake = threading.Event()
         self._lost = threading.Event()
         self._warm = threading.Event()
+        self._closing = threading.Event()
         self._streams: dict[int, _Stream] = {}
         self._n_opened = 0
         self._warming: WarmUp | None = None
@@ -159,18 +179,21 @@ class EngineProcess:
 
     def _launch(self) -> None:
         """Returns once the engine is built."""
-        self._connection, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=self._run, args=(theirs,), name="engine", daemon=True)
-        self._process.start()
-        atexit.register(self._process.kill)  # it ignores the signal that multiprocessing would end it with
+        connection, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=self._run, args=(theirs,), name="engine", daemon=True)
+        with _signals_held():
+            process.start()
         theirs.close()
+        atexit.register(self._abandon, process)
         try:
-            built = self._connection.recv()
-        except EOFError:
-            built = Built(error=RuntimeError(self._end()))
+            built = connection.recv()
+        except (EOFError, OSError):
+            built = Built(error=EngineDied(_end_of(process)))
         if built.error is not None:
-            self._process.join()
+            self._bury(process)
+            connection.close()
             raise built.error
+        self._process, self._connection = process, connection
         self.model_name, self.final_passes = built.model_name, built.final_passes
         self._lost.clear()
         self._listener = threading.Thread(target=self._listen, name="engine", daemon=True)
@@ -179,8 +202,10 @@ class EngineProcess:
     # -- any thread
 
     @property
-    def pid(self) -> int | None:
-        return self._process.pid
+    def pid(self) -> int:
+        pid = self._process.pid
+        assert pid is not None  # it was started
+        return pid
 
     @property
     def free_slots(self) -> int:
@@ -216,7 +241,7 @@ class EngineProcess:
                 raise Full(f"all {self.slots} slots are taken; try again later")
             number, self._n_opened = self._n_opened, self._n_opened + 1
             self._streams[number] = _Stream(session)
-        self._send(Open(number, options))
+        self._wake.set()
         return session
 
     def wait(self, timeout: float) -> None:
@@ -225,9 +250,13 @@ class EngineProcess:
         self._wake.clear()
 
     def close(self) -> None:
-        """The process finishes second passes under way, and ends."""
+        """The process finishes second passes under way, and ends; one that hangs is killed."""
+        self._closing.set()
+        too_late = threading.Timer(ENDING_S, self._process.kill)  # it also frees who waits for a full pipe
+        too_late.start()
         self._send(Close())
-        self._process.join(ENDING_S)
+        self._process.join()
+        too_late.cancel()
         self._kill()
 
     # -- the worker's thread
@@ -243,12 +272,15 @@ class EngineProcess:
         """Sends what has been received; False, since nothing is computed here.
 
         Raises:
-            RuntimeError: the process has ended; `fail` replaces it.
+            EngineDied: `fail` replaces the process.
         """
-        if self._lost.is_set():
-            raise RuntimeError(self._end())
+        if self._lost.is_set() and not self._closing.is_set():
+            raise EngineDied(_end_of(self._process))
         for number, stream in self._current():
             session = stream.session
+            if not stream.opened:
+                stream.opened = True
+                self._send(Open(number, session.options))
             n = samples_in(session.options.chunk_ms)
             while not stream.finished and stream.ahead < AHEAD_CHUNKS * n and (piece := session.take(n)):
                 samples, ending = piece
@@ -269,9 +301,14 @@ class EngineProcess:
             self._forget(number)
             stream.session.tell()
         self._kill()
-        time.sleep(RESTART_PAUSE_S)
+        if self._closing.wait(RESTART_PAUSE_S):
+            return
         try:
             self._launch()
+            self.restarts += 1
+            if self._closing.is_set():
+                self._kill()
+                return
             if self._warming is not None:
                 self.warm_up(self._warming.speech, self._warming.options)
             self._replacing = False
@@ -281,11 +318,19 @@ class EngineProcess:
 
     def _kill(self) -> None:
         """Ends the process, if it lives, and all that belongs to it."""
-        self._process.kill()
-        self._process.join()
-        atexit.unregister(self._process.kill)
+        self._bury(self._process)
         self._listener.join()
         self._connection.close()
+
+    def _bury(self, process: SpawnProcess) -> None:
+        process.kill()
+        process.join()
+        atexit.unregister(self._abandon)
+
+    def _abandon(self, process: SpawnProcess) -> None:
+        """When the server ends at once: multiprocessing would wait for it, since it ignores its signal."""
+        self._closing.set()
+        process.kill()
 
     def _current(self) -> list[tuple[int, _Stream]]:
         with self._lock:
@@ -308,28 +353,29 @@ class EngineProcess:
         self._warm.set()
         self._wake.set()
 
-    def _end(self) -> str:
-        self._process.join(ENDING_S)
-        return f"the engine's process has ended (exit code {self._process.exitcode})"
-
     # -- the listening thread
 
     def _listen(self) -> None:
-        while True:
-            try:
-                message: Report = self._connection.recv()
-            except (EOFError, OSError):
-                break
-            match message:
-                case list():
-                    for news in message:
-                        self._tell(news)
-                    self._wake.set()  # there is room for more
-                case Stepped():
-                    self.stepped(message.seconds, message.rows)
-                case Warm():
-                    self._warm.set()
-        self._lose()
+        try:
+            while True:
+                self._hear(self._connection.recv())
+        except (EOFError, OSError):
+            pass  # it has ended
+        finally:
+            self._lose()
+
+    def _hear(self, report: Report) -> None:
+        match report:
+            case list():
+                for news in report:
+                    self._tell(news)
+                self._wake.set()  # there is room for more
+            case Stepped():
+                self.stepped(report.seconds, report.rows)
+            case SecondPass():
+                self.second_pass_ended(report.outcome)
+            case Warm():
+                self._warm.set()
 
     def _tell(self, news: News) -> None:
         with self._lock:
@@ -343,22 +389,58 @@ class EngineProcess:
         stream.session.tell()
 
 
+def _end_of(process: SpawnProcess) -> str:
+    """One line about a process that has ended, or is about to."""
+    process.join(ENDING_S)
+    hint = ": is there memory for it?" if process.exitcode == -signal.SIGKILL else ""
+    return f"the engine's process has ended (exit code {process.exitcode}){hint}"
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """A process that is started here is deaf from its beginning: Ctrl-C must not end it with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # --- the other side ---------------------------------------------------------------------------------
 
 
 def _serve(connection: Connection, build: "Callable[[], Engine]", prepare: Callable[[], None] | None) -> None:
     """What the process runs, until its parent asks for its end, or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # which go to all processes of a terminal, or of a service
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if prepare is not None:
-        prepare()
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
+        if prepare is not None:
+            prepare()
         engine = build()
     except Exception as error:
-        connection.send(Built(error=error))
+        connection.send(Built(error=_portable(error)))
         return
     connection.send(Built(engine.model_name, engine.final_passes))
     _Twins(engine, connection).run()
+
+
+def _end_with_parent() -> None:
+    """At once when it is gone, even if killed, whatever is under way: nobody would hear of it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(0)
+
+
+def _portable(error: Exception) -> Exception:
+    """As it can be sent, with its traceback for who is shown one."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of any kind: what an exception holds, and how it is made anew, is its own affair
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 class _Twins:
@@ -372,13 +454,14 @@ class _Twins:
         self._thread = threading.get_ident()
         self._changed: list[int] = []  # sessions that have something to say after a step
         engine.stepped = lambda seconds, rows: self._send(Stepped(seconds, rows))
+        engine.second_pass_ended = lambda outcome: self._send(SecondPass(outcome))
 
     def run(self) -> None:
         """Steps the engine and does what the parent asks for, until that is to end."""
         busy = False
         try:
             while True:
-                while self._connection.poll(0 if busy else WAIT_S):
+                while self._connection.poll(0 if busy else None):
                     request: Request = self._connection.recv()
                     if isinstance(request, Close):
                         return
@@ -405,10 +488,7 @@ class _Twins:
     def _carry_out(self, request: Request) -> None:
         match request:
             case Open():
-                while not self._engine.free_slots:  # the parent knows of one that a step sets free
-                    self._step()
-                notify = partial(self._note, request.number)
-                self._sessions[request.number] = self._engine.open(request.options, notify=notify)
+                self._open(request)
             case Hear() if session := self._sessions.get(request.number):
                 session.receive_samples(request.samples)
                 if request.finalize:
@@ -419,6 +499,18 @@ class _Twins:
                 session.abort()
             case WarmUp():
                 self._warm_up(request)
+
+    def _open(self, request: Open) -> None:
+        while not self._engine.free_slots:  # the parent knows of one that a step sets free
+            self._step()
+        notify = partial(self._note, request.number)
+        try:
+            self._sessions[request.number] = self._engine.open(request.options, notify=notify)
+        except Exception as error:  # which must not cost the others their conversations
+            log.exception("the model could not open a session")
+            message = f"the recogniser failed ({type(error).__name__}); open a new session"
+            fault = Fault("internal", message, fatal=True)
+            self._send([News(request.number, [fault], request.options.start_ms)])
 
     def _warm_up(self, request: WarmUp) -> None:
         try:

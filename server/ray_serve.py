@@ -73,7 +73,7 @@ class Replicas:
 
 
 def deployment_options(settings: Settings, replicas: Replicas, *, gpu: bool) -> dict[str, Any]:
-    """What Ray is told of a replica: one GPU each if there are any, else one CPU core per thread of the model."""
+    """What Ray is told of a replica: one GPU each if there are any, and a CPU core for each engine."""
     if replicas.least == replicas.most:
         how_many: dict[str, Any] = {"num_replicas": replicas.least}
     else:

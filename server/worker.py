@@ -13,6 +13,7 @@ from streaming.pool import AnyEngine, EnginePool
 
 WAIT_S = 0.1  # how long a thread sleeps at most before it looks whether it should stop
 CRASH_PAUSE_S = 0.05  # a model that always fails must not keep a core busy
+LAST_STEP_S = 5.0  # for a batch to end when all does; a model that hangs is left behind
 
 log = logging.getLogger("asr_stream.worker")
 
@@ -20,8 +21,8 @@ log = logging.getLogger("asr_stream.worker")
 class Worker:
     """Steps `engine`, or each of a pool, in a thread of its own, from `start` to `stop`.
 
-    `stepped(seconds, rows)` is called after every batch: its time, and how many sessions advanced; `warm_up(engine)`
-    once, before all others.
+    `stepped(seconds, rows)` is called after every batch: its time, and how many sessions advanced;
+    `second_pass_ended(outcome)` for every utterance that wants one; `warm_up(engine)` once, before all others.
     """
 
     def __init__(
@@ -29,18 +30,20 @@ class Worker:
         engine: AnyEngine | EnginePool,
         *,
         stepped: Callable[[float, int], None] | None = None,
+        second_pass_ended: Callable[[str], None] | None = None,
         warm_up: Callable[[AnyEngine], None] = lambda _: None,
     ) -> None:
         self.engine = engine
         self._warm_up = warm_up
         self._stopping = threading.Event()
-        engines = engine.engines if isinstance(engine, EnginePool) else (engine,)
-        for each in engines:
+        self.engines = engine.engines if isinstance(engine, EnginePool) else (engine,)
+        for each in self.engines:
             each.stepped = stepped or each.stepped
-        self._warm = [threading.Event() for _ in engines]
+            each.second_pass_ended = second_pass_ended or each.second_pass_ended
+        self._warm = [threading.Event() for _ in self.engines]
         self._threads = [
             threading.Thread(target=self._run, args=work, name="model", daemon=True)
-            for work in zip(engines, self._warm, strict=True)
+            for work in zip(self.engines, self._warm, strict=True)
         ]
 
     @property
@@ -66,9 +69,10 @@ class Worker:
     def stop(self) -> None:
         """Ends the threads after the batches at hand, and closes the engine."""
         self._stopping.set()
+        deadline = time.monotonic() + LAST_STEP_S
         for thread in self._threads:
             if thread.is_alive():
-                thread.join()
+                thread.join(max(0.0, deadline - time.monotonic()))
         self.engine.close()
 
     def _run(self, engine: AnyEngine, warm: threading.Event) -> None:

@@ -93,6 +93,7 @@ class Engine:
 
     Attributes:
         stepped: called after every batch with its seconds and the number of its streams.
+        second_pass_ended: called for every final that wants a second pass with what became of it, one of OUTCOMES.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Engine:
         self._voice_state = self._voice.init_state(slots)
         self._final_pass = FinalPass(OfflineDecoder(base), threaded=final_pass_thread)
         self.stepped: Callable[[float, int], None] = lambda seconds, rows: None
+        self.second_pass_ended: Callable[[str], None] = lambda outcome: None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._free = list(range(slots))
@@ -421,9 +423,14 @@ class Engine:
 
         if self._second_pass(stream):
             place = session.promise()
+
+            def done(better: list[TimedWord] | None) -> None:
+                self.second_pass_ended("heard" if better else "failed")
+                session.fulfil(place, *final(better))
+
             job = FinalJob(
                 samples,
-                done=lambda better: session.fulfil(place, *final(better)),
+                done,
                 wanted=lambda: not session.aborted,
                 guidance=stream.second_guidance,
                 draft=" ".join(word.text for word in words),
@@ -432,6 +439,8 @@ class Engine:
             self._final_pass.submit(job)
         else:
             session.put(*final(None))
+            if session.options.final_pass != "none":
+                self.second_pass_ended("skipped")
         stream.utterance += 1
         stream.shown = policy.Shown()
 

@@ -4,6 +4,7 @@ Between products of matrices a step is Python and small operations, which more t
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from asr.audio import Samples
@@ -14,6 +15,7 @@ class AnyEngine(Protocol):
     """What streaming/engine.py's `Engine` is to those who step it, and engines elsewhere are likewise."""
 
     stepped: Callable[[float, int], None]
+    second_pass_ended: Callable[[str], None]
 
     @property
     def model_name(self) -> str: ...
@@ -76,6 +78,7 @@ class EnginePool:
         raise Full(f"all {self.slots} slots are taken; try again later")
 
     def close(self) -> None:
-        """Finishes second passes under way."""
-        for engine in self.engines:
-            engine.close()
+        """Finishes second passes under way, all engines' at the same time."""
+        with ThreadPoolExecutor(len(self.engines)) as closing:
+            for closed in [closing.submit(engine.close) for engine in self.engines]:
+                closed.result()

@@ -19,6 +19,7 @@ CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
 DELAY_MS = (0, round(LONGEST_DELAY_S * 1000))
 DEFAULT_DELAY_MS = 160
 FINAL_PASSES = ("full", "rescore", "none")
+OUTCOMES = ("heard", "skipped", "failed")  # of a second pass; failed: it heard nothing, or could not
 BEGINNING = Bookmark.at(0)
 
 

@@ -120,6 +120,7 @@ class FakeSession:
         line = " ".join(word.text for word in words)
         start_ms, end_ms = words[0].start_ms, words[-1].end_ms
         self._events.append(Endpoint(self._utterance, self.decoded_ms))
+        self._engine.second_pass_ended("heard")
         bookmark = Bookmark(self.decoded_ms, self.decoded_ms - lead_ms, self.decoded_ms)
         self._events.append(Final(self._utterance, line, words, start_ms, end_ms, self.decoded_ms, bookmark))
         self._utterance += 1
@@ -143,6 +144,7 @@ class FakeEngine:
         self.closed = False
         self.warmed: list[SessionOptions] = []
         self.stepped: Callable[[float, int], None] = lambda seconds, rows: None
+        self.second_pass_ended: Callable[[str], None] = lambda outcome: None
         self._sessions: set[FakeSession] = set()
         self.changed = threading.Condition(threading.RLock())
 

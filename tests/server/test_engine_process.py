@@ -3,17 +3,25 @@
 import os
 import queue
 import signal
+import subprocess
+import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from server.engine_process import EngineProcess
+from server import engine_process
+from server import worker as worker_module
+from server.engine_process import EngineDied, EngineProcess
 from server.worker import Worker
 from streaming.engine import Engine
 from streaming.events import Closed, Event, Fault, Final, Partial
@@ -39,8 +47,56 @@ def build_nothing() -> Engine:
     raise Nothing("there are no weights: fetch some")
 
 
+class Unportable(Exception):
+    """Pickle would make it anew of its message alone."""
+
+    def __init__(self, message: str, lock: object) -> None:
+        super().__init__(message)
+        self.lock = lock
+
+
+def build_unportable() -> Engine:
+    raise Unportable("the disk is gone", threading.Lock())
+
+
+def build_picky(slots: int) -> Engine:
+    """Of whose sessions one cannot be opened."""
+    engine = build(slots)
+    open_any = engine.open
+
+    def open_one(options: SessionOptions, **how: Any) -> Session:
+        if options.prompt == "worse":
+            raise KeyError(options.prompt)
+        return open_any(options, **how)
+
+    engine.open = open_one  # type: ignore[method-assign]
+    return engine
+
+
+def build_for_ever() -> Engine:
+    """Tells its number before it hangs."""
+    sys.stdout.write(f"{os.getpid()}\n")
+    sys.stdout.flush()
+    while True:
+        time.sleep(60)
+
+
 def die() -> None:
     os._exit(3)
+
+
+def lives(pid: int) -> bool:
+    """Also of one that nobody has asked how it ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def open_files() -> int:
+    """Of this process; 0 where the system does not tell."""
+    return len(list(Path("/proc/self/fd").glob("*")))
 
 
 @pytest.fixture
@@ -160,6 +216,7 @@ def test_its_batches_are_counted(process: EngineProcess) -> None:
 
 def test_a_process_that_dies_is_replaced(process: EngineProcess, jfk: Tensor, caplog) -> None:
     warmed: list[int] = []
+    files, threads = open_files(), threading.active_count()
 
     def warm_up(engine: EngineProcess) -> None:
         warmed.append(engine.pid)
@@ -179,7 +236,8 @@ def test_a_process_that_dies_is_replaced(process: EngineProcess, jfk: Tensor, ca
     assert isinstance(events[-1], Fault) and events[-1].fatal and events[-1].code == "internal"
     until(lambda: process.free_slots == 2)
     assert worker.alive and "exit code -9" in caplog.text and "has been replaced" in caplog.text
-    assert warmed != [process.pid]
+    assert warmed != [process.pid] and not lives(warmed[0]) and process.restarts == 1
+    assert (open_files(), threading.active_count() - 1) == (files, threads)  # the worker's is new
     session = process.open(OPTIONS, notify=lambda: news.put(None))
     assert isinstance(converse(session, jfk.numpy()[:RATE], news)[-1], Closed)
     worker.stop()
@@ -197,10 +255,76 @@ def test_signals_for_the_whole_group_do_not_end_it(
 
 
 def test_why_there_is_no_engine_is_told_here() -> None:
-    with pytest.raises(Nothing, match="fetch some"):
+    with pytest.raises(Nothing, match="fetch some") as error:
         EngineProcess(build_nothing, 1)
-    with pytest.raises(RuntimeError, match="exit code 3"):
+    assert "in build_nothing" in error.value.__notes__[0]  # where it was raised
+    with pytest.raises(RuntimeError, match="Unportable: the disk is gone"):
+        EngineProcess(build_unportable, 1)
+    with pytest.raises(EngineDied, match="exit code 3"):
         EngineProcess(partial(build, 1), 1, prepare=die)
+
+
+def test_a_session_that_cannot_be_opened_there_costs_no_other(jfk: Tensor, caplog) -> None:
+    process = EngineProcess(partial(build_picky, 2), 2)
+    worker = Worker(process)
+    worker.start()
+    news: queue.Queue[None] = queue.Queue()
+    good = process.open(OPTIONS, notify=lambda: news.put(None))
+    bad = process.open(replace(OPTIONS, prompt="worse"))
+    until(lambda: process.free_slots == 1)
+    (fault,) = bad.events()
+    assert isinstance(fault, Fault) and fault.fatal and "KeyError" in fault.message
+    assert isinstance(converse(good, jfk.numpy()[:RATE], news)[-1], Closed)
+    assert process.restarts == 0
+    worker.stop()
+
+
+def test_every_second_pass_is_counted(process: EngineProcess, jfk: Tensor) -> None:
+    outcomes: Counter[str] = Counter()
+    worker = Worker(process, second_pass_ended=lambda outcome: outcomes.update([outcome]))
+    worker.start()
+    news: queue.Queue[None] = queue.Queue()
+    options = replace(OPTIONS, final_pass="full")
+    events = converse(process.open(options, notify=lambda: news.put(None)), jfk.numpy(), news)
+    assert outcomes.total() == sum(isinstance(event, Final) for event in events) > 0
+    converse(process.open(OPTIONS, notify=lambda: news.put(None)), jfk.numpy(), news)
+    worker.stop()
+    assert outcomes.total() == sum(isinstance(event, Final) for event in events)
+
+
+def test_one_that_hangs_makes_nobody_wait_and_is_killed_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its pipe is full, and the worker waits for room in it."""
+    monkeypatch.setattr(engine_process, "ENDING_S", 0.2)
+    monkeypatch.setattr(worker_module, "LAST_STEP_S", 0.2)
+    process = EngineProcess(partial(build, 8), 8)
+    pid, options = process.pid, replace(OPTIONS, chunk_ms=1000)
+    worker = Worker(process)
+    worker.start()
+    os.kill(pid, signal.SIGSTOP)
+    sessions = [process.open(options) for _ in range(7)]
+    for session in sessions:
+        session.receive_samples(np.zeros(3 * RATE, np.float32))
+    until(lambda: sessions[0].backlog_ms == 1000)
+    process.open(options).abort()
+    worker.stop()
+    assert not lives(pid) and not worker.alive
+    process.close()  # twice is once
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_its_parent_whatever_it_does(number: signal.Signals) -> None:
+    program = "from tests.server.test_engine_process import *; EngineProcess(build_for_ever, 1)"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.send_signal(number)
+        parent.wait()
+        until(lambda: not lives(pid))
 
 
 def test_its_end_ends_the_process() -> None:

@@ -18,6 +18,7 @@ from asr.audio import read_audio
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.timing import TimedWord
+from streaming import final_pass
 from streaming.endpoint import EndpointOptions, VoiceActivity, samples_in
 from streaming.engine import Engine
 from streaming.events import (
@@ -430,9 +431,11 @@ def finals_of(events: list[Event]) -> list[str]:
 
 
 def test_the_second_pass_has_the_last_word(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine()
+    engine, outcomes = make_engine(), list[str]()
+    engine.second_pass_ended = outcomes.append
     speaker = engine._final_pass._decoder = Speaker("Much", "better.")
     events = converse(engine, engine.open(SessionOptions(chunk_ms=100)), TWO_UTTERANCES)
+    assert outcomes == ["heard"] * 2
     assert finals_of(events) == ["Much better."] * 2
     first = next(event for event in events if isinstance(event, Final))
     assert first.start_ms == 0  # 0.3 s less the lead of up to 0.5 s
@@ -442,10 +445,23 @@ def test_the_second_pass_has_the_last_word(make_engine: Callable[..., Engine]) -
 
 
 def test_without_a_second_pass_none_is_run(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine()
+    engine, outcomes = make_engine(), list[str]()
+    engine.second_pass_ended = outcomes.append
     speaker = engine._final_pass._decoder = Speaker("never")
     assert len(finals_of(converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES))) == 2
-    assert speaker.heard == []
+    assert speaker.heard == outcomes == []
+
+
+def test_where_too_many_wait_the_streaming_text_stands(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, outcomes = make_engine(), list[str]()
+    engine.second_pass_ended = outcomes.append
+    expected = finals_of(converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES))
+    monkeypatch.setattr(final_pass, "MOST_PENDING", 0)
+    events = converse(engine, engine.open(SessionOptions(chunk_ms=400)), TWO_UTTERANCES)
+    assert finals_of(events) == expected != []
+    assert outcomes == ["skipped"] * 2
 
 
 @pytest.mark.parametrize("threaded", [False, True])
@@ -455,7 +471,8 @@ def test_a_failing_second_pass_keeps_the_streaming_text(
     def fail(samples: Tensor, guidance: Guidance, draft: str) -> list[TimedWord]:
         raise RuntimeError("out of order")
 
-    engine = make_engine(threaded=threaded)
+    engine, outcomes = make_engine(threaded=threaded), list[str]()
+    engine.second_pass_ended = outcomes.append
     expected = finals_of(converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES))
     engine._final_pass._decoder.transcribe = fail
     session = engine.open(SessionOptions(chunk_ms=400))
@@ -464,7 +481,7 @@ def test_a_failing_second_pass_keeps_the_streaming_text(
     events += session.events()
     assert finals_of(events) == expected != []
     assert isinstance(events[-1], Closed)
-    assert "out of order" in caplog.text
+    assert "out of order" in caplog.text and outcomes == ["failed"] * 2
 
 
 def test_a_slow_second_pass_holds_back_what_follows_it(make_engine: Callable[..., Engine]) -> None:
