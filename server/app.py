@@ -30,6 +30,7 @@ from server.dialects.openai import OpenAi
 from server.dialects.realtime import Realtime
 from server.dialects.vosk import Vosk
 from server.door import AdmissionError, check
+from server.engine_process import EngineProcess
 from server.log import configure_logging, fields, whence
 from server.metrics import Metrics
 from server.page import page_routes
@@ -67,7 +68,12 @@ class House:
     def __init__(self, engine: "AnyEngine | EnginePool", settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.worker = Worker(engine, stepped=self.metrics.stepped, warm_up=self._warm_up)
+        self.worker = Worker(
+            engine,
+            stepped=self.metrics.stepped,
+            second_pass_ended=self.metrics.second_pass_ended,
+            warm_up=self._warm_up,
+        )
         self.terms = Terms(
             model=engine.model_name,
             chunk_ms=settings.chunk_ms,
@@ -90,6 +96,7 @@ class House:
             draining=lambda: self.draining,
             backlog=lambda: max((each.backlog_s for each in self.connections), default=0.0),
             queue_age=lambda: max((each.queue_age_s for each in self.connections), default=0.0),
+            engines=[each for each in self.worker.engines if isinstance(each, EngineProcess)],
         )
 
     @property

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -34,6 +34,7 @@ class BenchReport:
     cpu_cores: float | None  # that it kept busy, on average
     cpus: int  # of the machine
     memory_mb: float | None  # behind the last chunk: what conversations took is not given back
+    second_passes: dict[str, int]  # how many finals: heard, skipped since too many waited, failed
 
     @property
     def in_time(self) -> bool:
@@ -62,6 +63,8 @@ class BenchReport:
         table.add_row("chunks answered", f"{load.answered} of {load.chunks}")
         table.add_row("messages", str(load.messages))
         table.add_row("errors", _errors(load))
+        if any(self.second_passes.values()):
+            table.add_row("finals without their second pass", unheard(self.second_passes))
         if self.cpu_cores is not None:
             table.add_row("CPU of the server", f"{self.cpu_cores:.2f} of {self.cpus} cores")
         if self.memory_mb is not None:
@@ -80,6 +83,7 @@ def measure(
 ) -> BenchReport:
     """Loads `server` as `run_load` does, after a short conversation that is not measured."""
     asyncio.run(run_load(server.url, recordings[:1], 1, WARM_UP_S, chunk_ms))
+    passes_before = server.second_passes()
     started, cpu_before = time.monotonic(), server.cpu_seconds()
     load = asyncio.run(run_load(server.url, recordings, streams, seconds, chunk_ms, patience_s=patience_s))
     wall_s, cpu_after = time.monotonic() - started, server.cpu_seconds()
@@ -89,6 +93,7 @@ def measure(
         cpu_cores=None if cpu_before is None or cpu_after is None else (cpu_after - cpu_before) / wall_s,
         cpus=os.cpu_count() or 1,
         memory_mb=server.memory_mb(),
+        second_passes={name: n - passes_before.get(name, 0) for name, n in server.second_passes().items()},
     )
 
 
@@ -117,7 +122,7 @@ class CapacityReport:
         more = " or more" if self.capacity == self.most else ""
         table = Table(title=f"{self.capacity} streams{more} in time, chunks of {chunk_ms} ms")
         lags, rest = ("lag, median", "95 %", "longest"), ("longest ping", "answered", "CPU, cores", "errors")
-        for heading in ("streams", *lags, *rest):
+        for heading in ("streams", *lags, *rest, "no second pass"):
             table.add_column(heading, justify="right")
         for trial in self._by_streams():
             load = trial.load
@@ -130,6 +135,7 @@ class CapacityReport:
                 f"{load.answered} of {load.chunks}",
                 "" if trial.cpu_cores is None else f"{trial.cpu_cores:.2f} of {trial.cpus}",
                 _errors(load),
+                unheard(trial.second_passes),
                 style=None if trial.in_time else "dim",
             )
         return table
@@ -289,6 +295,12 @@ def save_figure(figure: "Figure", path: Path) -> None:
     draft = path.with_name(f"{path.name}.part")
     figure.savefig(draft, format="png", dpi=110)
     draft.replace(path)
+
+
+def unheard(second_passes: Mapping[str, int]) -> str:
+    """`3 of 12` finals had no second pass, which saves a server much; nothing where none was wanted."""
+    wanted = sum(second_passes.values())
+    return f"{wanted - second_passes['heard']} of {wanted}" if wanted else ""
 
 
 def _errors(load: LoadReport) -> str:

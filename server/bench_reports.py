@@ -132,7 +132,7 @@ class Bench:
     def long(self) -> Iterator[Measured]:
         import os
 
-        from server.processes import memory_bytes
+        from server.processes import memory_mb
         from server.terminal import Interruption, progress
 
         with Interruption() as interruption, progress("long") as show:
@@ -142,7 +142,7 @@ class Bench:
                 self.options,
                 minutes=self.minutes or LONG_MINUTES,
                 seed=self.seed,
-                memory_mb=lambda: (n := memory_bytes(os.getpid())) and n / 2**20,
+                memory_mb=lambda: memory_mb(os.getpid()),
                 stop=lambda: interruption.asked,
                 progress=show,
             )

@@ -6,11 +6,11 @@ import subprocess
 import threading
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from server.dial import ServerError
+from server.processes import children, cpu_seconds, memory_mb
 
 LISTENING = re.compile(r"listening on (ws://\S+)")
 ENDING_S = 20.0  # for it to drain and end; then it is killed
@@ -28,44 +28,38 @@ class ChildServer:
 
     def cpu_seconds(self) -> float | None:
         """CPU time that it and its processes took so far; None where the system does not tell."""
-        ticks = [sum(map(int, stat[11:13])) for stat in map(_stat, self._processes()) if stat]
-        return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
+        return _sum(cpu_seconds(pid) for pid in self._processes())
 
     def memory_mb(self) -> float | None:
         """The memory that it and its processes have resident now, each page counted once; None where the system
         does not tell."""
-        shares = [mb for pid in self._processes() if (mb := process_memory_mb(pid)) is not None]
-        return sum(shares) if shares else None
+        return _sum(memory_mb(pid) for pid in self._processes())
 
     def _processes(self) -> list[int]:
         """Its own number, and those of its engines."""
-        stats = {int(path.name): _stat(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
-        return [self.pid, *(pid for pid, stat in stats.items() if stat and int(stat[1]) == self.pid)]
+        return [self.pid, *children(self.pid)]
 
     def model_seconds(self) -> float:
         """Time that the streaming model has computed so far, second passes not included."""
+        return sum(seconds for _, seconds in self._read(r"asr_stream_step_seconds_sum()"))
+
+    def second_passes(self) -> dict[str, int]:
+        """What has become of those of all utterances so far: heard, skipped, failed."""
+        told = self._read(r'asr_stream_second_passes_total\{outcome="(\w+)"\}')
+        return {outcome: int(n) for outcome, n in told}
+
+    def _read(self, series: str) -> list[tuple[str, float]]:
+        """Of its metrics: what the group of each that matches has matched, and its value."""
         with urllib.request.urlopen(self._metrics, timeout=10) as response:
             text = response.read().decode()
-        found = re.search(r"^asr_stream_step_seconds_sum (\S+)$", text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        found = re.findall(rf"^{series} (\S+)$", text, re.MULTILINE)
+        return [(label, float(value)) for label, value in found]
 
 
-def process_memory_mb(pid: int) -> float | None:
-    """A process's resident memory, its share of what it has in common with others; None where nobody tells."""
-    try:
-        memory = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return None
-    found = re.search(r"^Pss:\s+(\d+) kB", memory, re.MULTILINE)
-    return int(found[1]) / 1024 if found else None
-
-
-def _stat(pid: int) -> list[str]:
-    """What /proc/PID/stat says behind the name; nothing where there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,8 +13,14 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from streaming.session import SessionOptions
+from server.processes import cpu_seconds, memory_mb
+from streaming.session import OUTCOMES, SessionOptions
+
+if TYPE_CHECKING:
+    from server.engine_process import EngineProcess
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 SAMPLE_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1}
@@ -26,6 +33,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)  # process_*: memory, CPU, open files, when it started
+        self._engines = EngineCollector()
+        self.registry.register(self._engines)
         gauge, histogram, counter = self._gauge, self._histogram, self._counter
         self.sessions = gauge("sessions", "Conversations that are open.")
         self.slots_free = gauge("slots_free", "Conversations that could still be opened.")
@@ -45,6 +54,9 @@ class Metrics:
             "From the end of an utterance to its final.",
             SECONDS,
         )
+        self.second_passes = counter("second_passes", "Finals that wanted a second pass.", "outcome")
+        for outcome in OUTCOMES:
+            self.second_passes.labels(outcome)
         self.conversations = counter("conversations", "Conversations that were let in.", "path")
         self.audio = counter("audio_seconds", "Audio decoded.")
         self.errors = counter("errors", "Errors told to clients, refusals among them.", "code")
@@ -59,6 +71,7 @@ class Metrics:
         draining: Callable[[], float],
         backlog: Callable[[], float],
         queue_age: Callable[[], float],
+        engines: "Sequence[EngineProcess]",
     ) -> None:
         """Read these at every scrape; seconds and counts."""
         self.sessions.set_function(sessions)
@@ -67,11 +80,16 @@ class Metrics:
         self.draining.set_function(draining)
         self.backlog.set_function(backlog)
         self.queue_age.set_function(queue_age)
+        self._engines.processes = engines
 
     def stepped(self, seconds: float, rows: int) -> None:
         """The model made a step in which `rows` sessions advanced."""
         self.step_time.observe(seconds)
         self.batch_rows.observe(rows)
+
+    def second_pass_ended(self, outcome: str) -> None:
+        """A final was given out, its second pass heard, skipped or failed."""
+        self.second_passes.labels(outcome).inc()
 
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -85,6 +103,34 @@ class Metrics:
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"asr_stream_{name}", help_text, buckets=buckets, registry=self.registry)
+
+
+class EngineCollector(Collector):
+    """What engines in processes of their own cost, which ProcessCollector does not see. Each has its own series: its
+    CPU time begins anew when it is replaced, which a sum would hide."""
+
+    processes: "Sequence[EngineProcess]" = ()
+
+    def collect(self) -> Iterator[Metric]:
+        memory = GaugeMetricFamily(
+            "asr_stream_engine_memory_bytes",
+            "Memory of an engine's process, each page that it shares counted in part.",
+            labels=["engine"],
+        )
+        cpu = CounterMetricFamily(
+            "asr_stream_engine_cpu_seconds", "CPU time of an engine's process.", labels=["engine"]
+        )
+        restarts = CounterMetricFamily(
+            "asr_stream_engine_restarts", "How often an engine's process was replaced.", labels=["engine"]
+        )
+        for number, process in enumerate(self.processes):
+            engine = [str(number)]
+            restarts.add_metric(engine, process.restarts)
+            if (mb := memory_mb(process.pid)) is not None:
+                memory.add_metric(engine, mb * 2**20)
+            if (seconds := cpu_seconds(process.pid)) is not None:
+                cpu.add_metric(engine, seconds)
+        yield from (memory, cpu, restarts)
 
 
 class ArrivalTimes:

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -261,6 +262,8 @@ class _Soak:
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline:
             self.report.slots_free = await asyncio.to_thread(free_slots, self._server.url)
+            with suppress(OSError):  # it has died
+                self.report.second_passes = await asyncio.to_thread(self._server.second_passes)
             if self.report.slots_free == self.report.streams:
                 return
             await asyncio.sleep(0.2)

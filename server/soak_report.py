@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from server.bench import save_figure
+from server.bench import save_figure, unheard
 from server.dialects import plain
 
 WARM_UP = 0.25  # of the soak: what a server takes once, it has taken by then
@@ -69,6 +69,7 @@ class SoakReport:
     errors: Counter[str] = field(default_factory=Counter)  # of visits that could not go on
     slots_free: int | None = None  # when all were gone; None: the server did not say
     memory_mb: list[tuple[float, float]] = field(default_factory=list)  # (s; resident then)
+    second_passes: dict[str, int] = field(default_factory=dict)  # of all finals: heard, skipped, failed
 
     @property
     def lost(self) -> int:
@@ -123,6 +124,8 @@ class SoakReport:
             ("errors", errors or "none"),
             ("slots free at the end", f"{self.slots_free} of {self.streams}"),
         ]
+        if without := unheard(self.second_passes):
+            rows.append(("finals without their second pass", without))
         if self.memory_mb:
             grown = "" if self.growth is None else f", {self.growth:+.1%} since the warm-up"
             rows.append(("memory at the end", f"{self.memory_mb[-1][1]:.0f} MB{grown}"))

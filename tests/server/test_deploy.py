@@ -16,7 +16,9 @@ from packaging.requirements import Requirement
 from server.app import LAST_FRAMES_S
 from server.config import OTHER_VARIABLES, PREFIX, Settings, read_settings
 from server.dialects import CLOSE_CODES
+from server.engine_process import ENDING_S
 from server.metrics import Metrics
+from server.worker import LAST_STEP_S
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "server" / "deploy"
@@ -24,7 +26,8 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 UNIT = (DEPLOY / "asr-stream.service").read_text()
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DRAIN_S = read_settings(DEPLOY / "asr-stream.toml").drain_timeout_s + 2 * LAST_FRAMES_S  # at most
+AFTER_DRAIN_S = 2 * LAST_FRAMES_S + LAST_STEP_S + ENDING_S  # at most: of engines that hang
+DRAIN_S = read_settings(DEPLOY / "asr-stream.toml").drain_timeout_s + AFTER_DRAIN_S
 
 
 @cache
@@ -146,8 +149,25 @@ def test_nobody_is_killed_while_it_drains():
     grace = documents("compose.yaml")[0]["services"]["asr-stream"]["stop_grace_period"]
     assert int(grace.removesuffix("s")) > DRAIN_S
     _, pause_s = container()["lifecycle"]["preStop"]["exec"]["command"]
-    drain_s = float(environments()["kubernetes.yaml"]["ASR_STREAM_DRAIN_TIMEOUT_S"]) + 2 * LAST_FRAMES_S
+    drain_s = float(environments()["kubernetes.yaml"]["ASR_STREAM_DRAIN_TIMEOUT_S"]) + AFTER_DRAIN_S
     assert pod()["terminationGracePeriodSeconds"] > int(pause_s) + drain_s
+
+
+def test_engines_have_the_cores_and_the_memory_that_they_need():
+    """0.6 GB each, 0.35 GB of the server, and what slots take as their utterances get longer."""
+    compose = documents("compose.yaml")[0]["services"]["asr-stream"]
+    limits = container()["resources"]["limits"]
+    in_file, in_pods = read_settings(DEPLOY / "asr-stream.toml"), environments()["kubernetes.yaml"]
+    for engines, slots, cpus, memory in (
+        (in_file.engines, in_file.slots, compose["cpus"], compose["mem_limit"].removesuffix("g")),
+        (
+            *(int(in_pods[f"ASR_STREAM_{name}"]) for name in ("ENGINES", "SLOTS")),
+            limits["cpu"],
+            limits["memory"][:-2],
+        ),
+    ):
+        assert engines == int(cpus)
+        assert 0.35 + 0.6 * engines + 0.037 * slots < float(memory)
 
 
 def test_kubernetes_does_not_set_settings_by_itself():
@@ -191,8 +211,8 @@ def test_what_is_shown_and_alerted_on_is_measured():
 def test_what_is_alerted_on_by_its_code_is_there_before_the_first():
     """Prometheus sees no increase where a series begins with its first error."""
     page = Metrics().render().decode()
-    selected = re.findall(r'asr_stream_\w+\{code="\w+"\}', " ".join(expressions()))
-    assert selected
+    selected = re.findall(r'asr_stream_\w+\{(?:code|outcome)="\w+"\}', " ".join(expressions()))
+    assert len(selected) == 2
     for each in selected:
         assert f"{each} 0.0" in page
 

@@ -22,9 +22,10 @@ import asr_stream
 from asr.audio import SAMPLE_RATE, read_audio
 from server import client as client_module
 from server import dial as dial_module
-from server.child import child_server
+from server.child import ChildServer, child_server
 from server.client import StreamClient
 from server.dial import ServerError
+from server.processes import children, memory_mb
 from streaming import final_pass
 from streaming.engine import Engine
 from streaming.events import Closed, Endpoint, Event, Final, Partial
@@ -274,46 +275,70 @@ def test_an_engine_that_raises_in_the_midst_of_a_step_is_survived(engine, script
     assert len(broken) == 4
 
 
-def test_a_server_that_is_killed_and_started_again_is_survived(script, undisturbed):
-    """One client is in speech, of the other a final is pending; the new server knows nothing of them."""
-    command = asr_stream.serve_command("tiny.en", None, slots=2, engines=1)
+async def through(
+    url: str, script: Sequence[np.ndarray | str], disaster: contextlib.AbstractContextManager[object]
+) -> tuple[list[Event], list[Event]]:
+    """What two clients hear: disaster comes over one in speech, and over one whose final is pending."""
+    spoken: list[Event] = []
+    ended: list[Event] = []
+    in_speech, at_end = (StreamClient(url, retries=10_000) for _ in range(2))
 
     async def listen(client: StreamClient, events: list[Event]) -> None:
         async for event in client:
             events.append(event)
 
-    async def main(url: str, pid: int) -> tuple[list[Event], list[Event]]:
-        spoken: list[Event] = []
-        ended: list[Event] = []
-        in_speech, at_end = (StreamClient(url, retries=10_000) for _ in range(2))
-        async with asyncio.timeout(PATIENCE_S), in_speech, at_end, asyncio.TaskGroup() as tasks:
-            tasks.create_task(listen(in_speech, spoken))
-            tasks.create_task(listen(at_end, ended))
-            await speak(in_speech, script[:1])
-            await in_speech.send(script[1][: len(script[1]) // 2])
-            await speak(at_end, script[:3])
-            await until(
-                lambda: any(isinstance(one, Partial) and one.utterance == 1 for one in spoken), PATIENCE_S
-            )
-            await until(
-                lambda: any(isinstance(one, Endpoint) and one.utterance == 1 for one in ended), PATIENCE_S
-            )
-            os.kill(pid, signal.SIGKILL)
-            again = [word.replace("--port=0", f"--port={urlsplit(url).port}") for word in command]
-            with child_server(again):
-                await in_speech.send(script[1][len(script[1]) // 2 :])
-                await speak(in_speech, script[2:])
-                await speak(at_end, script[3:])
-                await in_speech.close()
-                await at_end.close()
-                await until(
-                    lambda: all(isinstance(events[-1], Closed) for events in (spoken, ended)), PATIENCE_S
-                )
-        assert in_speech.reconnections > 0
-        assert at_end.reconnections > 0
-        return spoken, ended
+    async with asyncio.timeout(PATIENCE_S), in_speech, at_end, asyncio.TaskGroup() as tasks:
+        tasks.create_task(listen(in_speech, spoken))
+        tasks.create_task(listen(at_end, ended))
+        await speak(in_speech, script[:1])
+        await in_speech.send(script[1][: len(script[1]) // 2])
+        await speak(at_end, script[:3])
+        await until(
+            lambda: any(isinstance(one, Partial) and one.utterance == 1 for one in spoken), PATIENCE_S
+        )
+        await until(
+            lambda: any(isinstance(one, Endpoint) and one.utterance == 1 for one in ended), PATIENCE_S
+        )
+        with disaster:
+            await in_speech.send(script[1][len(script[1]) // 2 :])
+            await speak(in_speech, script[2:])
+            await speak(at_end, script[3:])
+            await in_speech.close()
+            await at_end.close()
+            await until(lambda: all(isinstance(events[-1], Closed) for events in (spoken, ended)), PATIENCE_S)
+    assert in_speech.reconnections > 0
+    assert at_end.reconnections > 0
+    return spoken, ended
+
+
+def test_a_server_that_is_killed_and_started_again_is_survived(script, undisturbed):
+    """The new server knows nothing of its clients."""
+    command = asr_stream.serve_command("tiny.en", None, slots=2, engines=1)
+
+    @contextlib.contextmanager
+    def killed(server: ChildServer) -> Iterator[None]:
+        os.kill(server.pid, signal.SIGKILL)
+        again = [word.replace("--port=0", f"--port={urlsplit(server.url).port}") for word in command]
+        with child_server(again):
+            yield
 
     with child_server(command) as server:
-        both = asyncio.run(main(server.url, server.pid))
+        both = asyncio.run(through(server.url, script, killed(server)))
+    for events in both:
+        assert_same_story(events, undisturbed)
+
+
+def test_an_engine_whose_process_is_killed_is_survived(script, undisturbed):
+    """The server stays, and has a new engine in seconds; until then nobody is let in."""
+
+    @contextlib.contextmanager
+    def bereft(server: ChildServer) -> Iterator[None]:
+        engine = max(children(server.pid), key=memory_mb)  # multiprocessing has a small one of its own
+        os.kill(engine, signal.SIGKILL)
+        yield
+        assert engine not in children(server.pid)
+
+    with child_server(asr_stream.serve_command("tiny.en", None, slots=2, engines=1)) as server:
+        both = asyncio.run(through(server.url, script, bereft(server)))
     for events in both:
         assert_same_story(events, undisturbed)
