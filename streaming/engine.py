@@ -19,6 +19,7 @@ from asr.audio import SAMPLE_RATE, Samples
 from asr.biasing import Guidance
 from asr.cache import KVCache
 from asr.checkpoint import Whisper
+from asr.device import FIRST, own_stream
 from asr.offline import OfflineDecoder
 from asr.search import Hypothesis
 from asr.timing import TimedWord
@@ -112,6 +113,7 @@ class Engine:
         self._recognizer = recognizer
         self._vocabulary = recognizer.vocabulary
         self._second_vocabulary = base.vocabulary
+        self._device = base.device
         self._voice = VoiceActivity()
         self._state = self._recognizer.init_state(slots)
         self._voice_state = self._voice.init_state(slots)
@@ -185,7 +187,11 @@ class Engine:
 
         What is loaded, compiled or given memory at its first use is there when clients come; before the first of
         them. Speech must begin at once, and last for eight chunks.
+
+        The thread that calls this is to step the engine: on a GPU it has from then on a stream of its own, which goes
+        before that of second passes.
         """
+        own_stream(self._device, FIRST)
         sessions: list[Session] = []
         most, n = min(self.slots, WARM_SESSIONS), samples_in(options.chunk_ms)
         for start in range(0, n * WARM_SESSIONS, n):

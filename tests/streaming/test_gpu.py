@@ -251,6 +251,7 @@ def test_the_front_door_opens_on_a_gpu(
     engine = asr_stream.build_engine("tiny.en", slots=1, final_pass_thread=False)
     speech = read_audio(SAMPLES / "austen-0880.flac")
     engine.warm_up(speech, SessionOptions(final_pass="none"))
+    assert gpu.stream.priority < gpu.default.priority, "partials go before second passes"
     session = engine.open(SessionOptions())
     session.receive_samples(speech)
     session.finish()
