@@ -32,6 +32,7 @@ def demo(
     SessionOptions(chunk_ms=chunk_ms)
     duration(clip)  # says at once if it is no audio
     house: House = context.obj
+    house.base_of(model, adapter)  # likewise if there is no such model
     tell(f"starting a server with {model}")
     command = house.serve_command(model, adapter, slots=1, chunk_ms=chunk_ms, final_pass="full")
     with child_server(command) as server:

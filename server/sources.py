@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from asr.audio import SAMPLE_RATE, AudioError, PcmDecoder, Samples, stream_audio
+from asr.audio import SAMPLE_RATE, AudioError, Encoding, PcmDecoder, Samples, stream_audio
 from server.terminal import tell
 
 READ_BYTES = 2**16  # at most, of a pipe: what is there is taken at once
-CONTAINERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")  # how audio files begin, none of which is raw PCM
+CONTAINERS = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")  # how audio files begin
 
 
 class Pipe(Protocol):
@@ -27,7 +27,7 @@ def read_pcm(pipe: Pipe, decoder: PcmDecoder) -> Iterator[Samples]:
     """
     n_bytes = 0
     while data := pipe.read1(READ_BYTES):
-        if not n_bytes and data.startswith(CONTAINERS):
+        if not n_bytes and _is_file(data, decoder.encoding):
             raise AudioError("stdin holds an audio file, not raw PCM: give the file's path instead of -")
         n_bytes += len(data)
         yield decoder.feed(data)
@@ -36,6 +36,17 @@ def read_pcm(pipe: Pipe, decoder: PcmDecoder) -> Iterator[Samples]:
     yield decoder.flush()
     if decoder.bad_samples:
         tell(f"{decoder.bad_samples} samples were not numbers and became silence")
+
+
+def _is_file(data: bytes, encoding: Encoding) -> bool:
+    """Whether what begins so is an audio file, and no raw PCM."""
+    if data.startswith(CONTAINERS) or data[4:8] == b"ftyp":
+        return True
+    if encoding == "mulaw" or len(data) < 4:  # whose silence begins as frames of MP3 do
+        return False
+    sync, kind, rates, emphasis = data[:4]  # of a frame of MP3, as files without tags begin
+    known = 0x10 <= rates < 0xF0 and rates & 0x0C != 0x0C and emphasis & 3 == 0
+    return sync == 0xFF and kind in (0xF2, 0xF3, 0xFA, 0xFB) and known
 
 
 def at_speed_of_speech(audio: Iterable[Samples]) -> Iterator[Samples]:

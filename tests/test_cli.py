@@ -249,6 +249,7 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         (("models", "path", "huge.xx"), "name one of"),
         (("bench", "--chunk-ms", 10), "chunk_ms must be"),
         (("demo", "--clip", "/no/such.wav"), "/no/such.wav does not exist"),
+        (("demo", "--model", "huge.xx"), "huge.xx is neither a file nor a base model"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(cli, monkeypatch, words, message):

@@ -58,11 +58,12 @@ def test_an_interruption_ends_a_wait_for_input_and_no_work():
 
 
 def test_the_second_interruption_interrupts():
+    before = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore it
     with Interruption():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_pcm_comes_through_a_pipe_whole():
@@ -71,7 +72,25 @@ def test_pcm_comes_through_a_pipe_whole():
     np.testing.assert_array_equal(np.concatenate(pieces), samples / np.float32(32768))
 
 
-@pytest.mark.parametrize(("data", "message"), [(b"", "no audio"), (b"RIFF....WAVE", "give the file's path")])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no audio"),
+        (b"RIFF....WAVE", "give the file's path"),
+        (b"FORM....AIFC", "give the file's path"),
+        (b"\0\0\0\x20ftypM4A ", "give the file's path"),
+        (b"\xff\xfb\x90\xc4" + bytes(100), "give the file's path"),  # MP3 without tags
+    ],
+)
 def test_a_pipe_without_pcm_is_an_error(data, message):
     with pytest.raises(AudioError, match=message):
         list(read_pcm(io.BytesIO(data), PcmDecoder("s16le")))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [("mulaw", b"\xff\xfb\x70\x7c"), ("s16le", b"\xff\xff\xff\xff"), ("s16le", b"\xff\xfb\xff\xfb")],
+)
+def test_quiet_audio_is_no_file(encoding, data):
+    heard = np.concatenate(list(read_pcm(io.BytesIO(data), PcmDecoder(encoding))))
+    assert 0 < np.abs(heard).max() < 0.1
