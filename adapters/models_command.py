@@ -1,5 +1,6 @@
 """`asr-stream models`. Only the command line is imported with this file, so that help comes at once."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -21,7 +22,8 @@ def list_models() -> None:
 
     from asr.weights import catalogue, locate
 
-    table = Table(Column("model", no_wrap=True), "MB", "from", "cached", "adapter")
+    whole = partial(Column, overflow="fold")  # a path that is cut short is of no use
+    table = Table(Column("model", no_wrap=True), "MB", whole("from"), whole("cached"), "adapter")
     for model in catalogue():
         table.add_row(
             model.name,

@@ -2,9 +2,10 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -85,7 +86,8 @@ def work(tasks: Sequence[Task[T]], workshop: Workshop, jobs: int, done: Callable
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _move_in, (workshop,))
     try:
-        futures = {pool.submit(_do, task): task for task in tasks}
+        with _interruption_held():
+            futures = {pool.submit(_do, task): task for task in tasks}
         for future in as_completed(futures):
             done(futures[future], future.result())
     except BrokenProcessPool as error:
@@ -100,12 +102,24 @@ def work(tasks: Sequence[Task[T]], workshop: Workshop, jobs: int, done: Callable
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interruption_held() -> Iterator[None]:
+    """Processes that are started here are deaf until they have moved in: Ctrl-C, which goes to all of a terminal's,
+    would end them with tracebacks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _workshop: Workshop  # of this process, if it is one of `work`'s
 
 
 def _move_in(workshop: Workshop) -> None:
     global _workshop
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a word
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _workshop = workshop
 
 

@@ -1,6 +1,7 @@
 """Work in one process and in several."""
 
 import multiprocessing
+import signal
 from operator import attrgetter
 
 import pytest
@@ -28,6 +29,22 @@ def test_an_interruption_ends_the_processes_too() -> None:
     with pytest.raises(KeyboardInterrupt):
         work([MODEL] * 9, Workshop(list, "tiny.en", "tiny.en"), 2, interrupt)
     assert multiprocessing.active_children() == before
+
+
+def test_an_interruption_meets_no_process_that_is_still_moving_in() -> None:
+    held: list[bool] = []
+
+    class Build:
+        """Travels with its workshop when a process is started."""
+
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            held.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            return list, ()
+
+    work([MODEL, MODEL], Workshop(Build(), "tiny.en", "tiny.en"), 2, lambda *_: None)  # type: ignore[arg-type]
+    assert held
+    assert all(held)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_what_a_task_raises_ends_the_work() -> None:
