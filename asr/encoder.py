@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from asr.cache import KVCache
 from asr.captured import Graphs
 from asr.device import upload
-from asr.layers import Block, sinusoids
+from asr.layers import Block, Convolution, sinusoids
 from asr.weights import Dims
 from kernels.block_causal_attention import block_causal_attention
 from kernels.cached_chunk_attention import cached_chunk_attention
@@ -85,8 +85,8 @@ class Encoder(nn.Module):
     def __init__(self, dims: Dims) -> None:
         super().__init__()
         width, heads = dims.n_audio_state, dims.n_audio_head
-        self.conv1 = nn.Conv1d(dims.n_mels, width, 3, padding=1)
-        self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.conv1 = Convolution(dims.n_mels, width, 3, padding=1)
+        self.conv2 = Convolution(width, width, 3, stride=2, padding=1)
         self.register_buffer("positional_embedding", sinusoids(dims.n_audio_ctx, width))
         blocks = nn.ModuleList(Block(width, heads) for _ in range(dims.n_audio_layer))
         self.blocks = cast("Sequence[Block]", blocks)
@@ -201,13 +201,13 @@ class Encoder(nn.Module):
         mel = _with_edge(mel.to(self.conv1.weight.dtype), edges.mel, edges.mel_fill, rows, at)
         x = mel.new_zeros(len(rows), self.dims.n_audio_state, 0)
         if mel.shape[2] >= 3:
-            x = F.gelu(F.conv1d(mel, self.conv1.weight, self.conv1.bias))
+            x = F.gelu(self.conv1.within(mel))
         _keep_edge(mel, mel.shape[2] - x.shape[2], edges.mel, edges.mel_fill, rows, at)
         x = _with_edge(x, edges.conv, edges.conv_fill, rows, at)
         n_frames = max(0, (x.shape[2] - 1) // 2)
         y = x.new_zeros(len(rows), 0, self.dims.n_audio_state)
         if n_frames:
-            y = F.gelu(F.conv1d(x, self.conv2.weight, self.conv2.bias, stride=2)).transpose(1, 2)
+            y = F.gelu(self.conv2.within(x)).transpose(1, 2)
         _keep_edge(x, x.shape[2] - 2 * n_frames, edges.conv, edges.conv_fill, rows, at)
         return y
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.half_linear import HalfWeight, half_linear
+from kernels.half_linear import pack as pack_half
 from kernels.int8_linear import padded
 from kernels.masked_attention import masked_attention
 
@@ -12,15 +14,22 @@ class Linear(nn.Linear):
     """A linear layer that meets few numbers of rows, see `linear`."""
 
     packed: Tensor | None = None  # the weight once more, as oneDNN multiplies it; not in the state dict
+    halved: HalfWeight | None = None  # or as FBGEMM does
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.halved is not None:
+            return half_linear(x, self.halved)
         return linear(x, self.weight, self.bias, self.packed)
 
     def pack(self) -> None:
         """Lays the weight out for this CPU, which each product does anew otherwise; it must not change then.
 
-        In bfloat16: products of few rows take half the time, and stay the same to the bit.
+        In bfloat16, products of few rows take half the time, and stay the same to the bit. In float32 weights are
+        rounded to half precision, in which OpenAI's are published.
         """
+        if self.weight.dtype == torch.float32:
+            self.halved = pack_half(self.weight, self.bias)
+            return
         assert self.weight.dtype == torch.bfloat16
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), None)
@@ -42,6 +51,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor
     else:
         y = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
     return y[: len(y) - missing].unflatten(0, x.shape[:-1])
+
+
+class Convolution(nn.Conv1d):
+    """A convolution over time which, once packed, is a linear layer over windows: any number of rows, few shapes."""
+
+    halved: HalfWeight | None = None  # the weight once more, as FBGEMM multiplies it
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, t) -> (B, d, t'), zeros on either side."""
+        if self.halved is None:
+            return super().forward(x)
+        return self.within(F.pad(x, (int(self.padding[0]),) * 2))
+
+    def within(self, x: Tensor) -> Tensor:
+        """(B, C, t) -> (B, d, t'), no padding."""
+        if self.halved is None:
+            return F.conv1d(x, self.weight, self.bias, self.stride)
+        windows = x.unfold(2, self.kernel_size[0], self.stride[0])  # (B, C, t', kernel)
+        return half_linear(windows.transpose(1, 2).flatten(2), self.halved).transpose(1, 2)
+
+    def pack(self) -> None:
+        """As `Linear.pack` does in float32."""
+        self.halved = pack_half(self.weight.flatten(1), self.bias)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -1,13 +1,15 @@
 """Models in the types that serving computes with."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from asr.decoder import Decoder
-from asr.layers import Block, Linear
-from kernels.int8_linear import int8_linear, pack, supported
+from asr.layers import Block, Convolution, Linear
+from kernels import half_linear, int7_linear, int8_linear
 from kernels.peaks import near_peaks
 
 M = TypeVar("M", bound=nn.Module)
@@ -18,24 +20,25 @@ def for_serving(model: M) -> M:
     """A `Whisper`, or one of its halves, ready to serve where it lies; changed in place, not to be trained any more.
 
     In half precision where the device multiplies it natively (on a CPU it halves the time of a chunk), else in
-    float32. On CPUs made for it the product with the vocabulary is one of 8-bit integers: for the few rows of a step
-    that takes a quarter of the time. The other layers would gain a tenth, and cost a point of word error rate.
+    float32, on CPUs with AVX2 and no more with weights stored in half precision. On CPUs the product with the
+    vocabulary is one of 8-bit integers: for the few rows of a step that takes a quarter of the time. The other layers
+    would gain a tenth, and cost a point of word error rate.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":
         return model.to(torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
-    for decoder in model.modules():
-        if isinstance(decoder, Decoder) and supported():
-            decoder.unembedding = Int8Unembedding(decoder.token_embedding)
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if not native:
-        return model.to(torch.float32)
-    lay_out(model.to(torch.bfloat16))
+    for decoder in model.modules():
+        if isinstance(decoder, Decoder):
+            decoder.unembedding = unembedding(decoder.token_embedding)
+    model.to(torch.bfloat16 if native else torch.float32)
+    if native or half_linear.supported():
+        lay_out(model)
     return model
 
 
 def lay_out(model: nn.Module) -> None:
-    """Fewer and quicker products of the same numbers, on a CPU and in bfloat16; the model cannot be copied then."""
+    """Fewer and quicker products on a CPU, in bfloat16 of the same numbers; the model cannot be copied then."""
     joined = [module.attn for module in model.modules() if isinstance(module, Block)]
     for attention in joined:
         attention.join()
@@ -43,24 +46,40 @@ def lay_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear) and module not in idle:
             module.pack()
+        if isinstance(module, Convolution) and module.weight.dtype == torch.float32:
+            module.pack()
 
 
 class Int8Unembedding(nn.Module):
-    """The product with an embedding's weights (kernels/int8_linear.py), where it decides made as good as the model's.
+    """The product with an embedding's weights in integers, where it decides made as good as the model's.
 
     What a search says, and whether it waits, hangs on the best few tokens: theirs are products of floating point.
+
+    Args:
+        product: (..., d) -> (..., V) float32 with the embedding's weights, near enough.
     """
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, product: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self._embedding = embedding
-        self._weight = pack(embedding.weight)
+        self._product = product
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., V) float32"""
-        logits = int8_linear(hidden, self._weight)
+        logits = self._product(hidden)
         rows = logits.view(-1, logits.shape[-1])
         row, token = near_peaks(rows, NEAR)
         exact = hidden.flatten(0, -2)[row].float() * self._embedding.weight[token].float()
         rows[row, token] = exact.sum(1)
         return logits
+
+
+def unembedding(embedding: nn.Embedding) -> Int8Unembedding | None:
+    """The product with the vocabulary in the integers of this CPU; None where it has none that are quicker."""
+    if int8_linear.supported():
+        product = partial(int8_linear.int8_linear, weight=int8_linear.pack(embedding.weight))
+    elif half_linear.supported():
+        product = partial(int7_linear.int7_linear, weight=int7_linear.pack(embedding.weight))
+    else:
+        return None
+    return Int8Unembedding(embedding, product)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 _STEPS = 127  # on either side of zero
 _ZERO = 128  # where zero lies in uint8
-_LEAST = 1e-12  # keeps rows of zeros out of division
+LEAST = 1e-12  # keeps rows of zeros out of division
 MOST_PADDING = 30  # rows; an encoder's step of 300 ms has 30, a window of 30 s 1500: these need none
 
 
@@ -33,7 +33,7 @@ def supported() -> bool:
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K) -> (N, K) int8 and the (N,) scales by which they were divided."""
-    scales = weight.float().abs().amax(1).clamp_min(_LEAST) / _STEPS
+    scales = weight.float().abs().amax(1).clamp_min(LEAST) / _STEPS
     return (weight.float() / scales[:, None]).round().to(torch.int8), scales
 
 
@@ -47,7 +47,7 @@ def pack(weight: Tensor) -> Int8Weight:
 def int8_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The truth in plain torch; weight (N, K) in floating point."""
     steps, scales = quantise_weight(weight)
-    peaks = x.float().abs().amax(-1, keepdim=True).clamp_min(_LEAST)
+    peaks = x.float().abs().amax(-1, keepdim=True).clamp_min(LEAST)
     rows = (x.float() * (_STEPS / peaks) + (_ZERO + 0.5)).floor() - _ZERO
     y = (rows.double() @ steps.double().T).float() * (scales / _STEPS) * peaks
     return y if bias is None else y + bias
@@ -59,7 +59,7 @@ def int8_linear(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Te
     n = len(rows)
     if missing := padded(n) - n:
         rows = F.pad(rows, (0, 0, 0, missing))
-    peaks = rows.abs().amax(1, keepdim=True).clamp_min_(_LEAST)
+    peaks = rows.abs().amax(1, keepdim=True).clamp_min_(LEAST)
     steps = (
         (rows * (_STEPS / peaks)).add_(_ZERO + 0.5).to(torch.uint8)
     )  # cuts off, which rounds: none is negative

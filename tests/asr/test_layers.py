@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asr.checkpoint import Whisper
-from asr.layers import Attention, Linear, linear
+from asr.layers import Attention, Convolution, Linear, linear
 from asr.precision import lay_out
 from kernels.int8_linear import padded
 
@@ -58,6 +58,28 @@ def test_a_packed_weight_is_the_same_weight(rows: tuple[int, ...], bias: bool) -
     layer.pack()
     torch.testing.assert_close(layer(x), expected)
     assert set(layer.state_dict()) == names
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [(7,), (1, 30), (2, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_halved_weight_is_nearly_the_same_weight(rows: tuple[int, ...], bias: bool) -> None:
+    layer, x = Linear(64, 96, bias=bias), torch.randn(*rows, 64)
+    expected, names = layer(x), set(layer.state_dict())
+    layer.pack()
+    assert layer.halved is not None and set(layer.state_dict()) == names
+    torch.testing.assert_close(layer(x), expected, rtol=1e-2, atol=2e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("stride", "n"), [(1, 3), (1, 31), (2, 30), (2, 31)])
+def test_a_packed_convolution_is_nearly_the_same(stride: int, n: int) -> None:
+    layer, x = Convolution(80, 96, 3, stride=stride, padding=1), torch.randn(2, 80, n)
+    padded_out, within = layer(x), layer.within(x)
+    layer.pack()
+    assert layer.halved is not None
+    torch.testing.assert_close(layer(x), padded_out, rtol=1e-2, atol=2e-3)
+    torch.testing.assert_close(layer.within(x), within, rtol=1e-2, atol=2e-3)
 
 
 @torch.no_grad()

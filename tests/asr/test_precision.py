@@ -1,38 +1,61 @@
 """What serving computes with, and that it is the same model."""
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 
 from asr import precision
 from asr.checkpoint import Whisper
-from asr.precision import Int8Unembedding, for_serving
+from asr.precision import Int8Unembedding, for_serving, unembedding
+from kernels import half_linear, int7_linear, int8_linear
+
+WITH_VNNI = pytest.mark.skipif(
+    not int8_linear.supported(), reason="without VNNI, sums of two products overflow"
+)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("integers", [False, True])
-@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("vnni", [False, pytest.param(True, marks=WITH_VNNI)])
+@pytest.mark.parametrize(("halves", "narrow"), [(False, False), (True, False), (False, True)])
 def test_serving_takes_what_the_machine_multiplies(
-    make_tiny: Callable[[int], Whisper], monkeypatch: pytest.MonkeyPatch, integers: bool, halves: bool
+    make_tiny: Callable[[int], Whisper],
+    monkeypatch: pytest.MonkeyPatch,
+    vnni: bool,
+    halves: bool,
+    narrow: bool,
 ) -> None:
-    monkeypatch.setattr(precision, "supported", lambda: integers)
+    monkeypatch.setattr(int8_linear, "supported", lambda: vnni)
+    monkeypatch.setattr(half_linear, "supported", lambda: narrow)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: halves)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     model, served = make_tiny(3), for_serving(make_tiny(3))
     assert served.decoder.ln.weight.dtype == (torch.bfloat16 if halves else torch.float32)
-    assert isinstance(served.decoder.unembedding, Int8Unembedding) == integers
+    assert isinstance(served.decoder.unembedding, Int8Unembedding) == (vnni or narrow)
+    attention, convolutions = served.encoder.blocks[0].attn, (served.encoder.conv1, served.encoder.conv2)
+    assert (attention.joined is not None) == (halves or narrow)
+    assert (attention.out.halved is not None) == narrow
+    assert all((convolution.halved is not None) == narrow for convolution in convolutions)
     hidden = torch.randn(2, 7, 64)
     truth = model.decoder.project(hidden)
     near = served.decoder.project(hidden.to(served.decoder.ln.weight.dtype)).float()
-    assert float((near - truth).norm() / truth.norm()) < 0.02 * (integers or halves) + 1e-6
+    assert float((near - truth).norm() / truth.norm()) < 0.02 * (vnni or narrow or halves) + 1e-6
+    mel = torch.randn(1, 80, 40)
+    features, expected = served.encoder(mel).float(), model.encoder(mel)
+    assert float((features - expected).norm() / expected.norm()) < (0.02 if halves else 2e-3 * narrow + 1e-6)
 
 
 @torch.no_grad()
-def test_the_best_tokens_are_scored_as_the_model_scores_them(make_tiny: Callable[[int], Whisper]) -> None:
+@pytest.mark.parametrize("kind", [pytest.param(int8_linear, marks=WITH_VNNI), int7_linear])
+def test_the_best_tokens_are_scored_as_the_model_scores_them(
+    make_tiny: Callable[[int], Whisper], monkeypatch: pytest.MonkeyPatch, kind: ModuleType
+) -> None:
+    monkeypatch.setattr(int8_linear, "supported", lambda: kind is int8_linear)
+    monkeypatch.setattr(half_linear, "supported", lambda: True)
     embedding = make_tiny(3).decoder.token_embedding
     hidden = torch.randn(3, 5, 64)
-    truth, near = hidden @ embedding.weight.T, Int8Unembedding(embedding)(hidden)
+    truth, near = hidden @ embedding.weight.T, unembedding(embedding)(hidden)
     best = truth >= truth.amax(-1, keepdim=True) - 0.8 * precision.NEAR
     assert 15 <= int(best.sum()) < best.numel() / 10
     torch.testing.assert_close(near[best], truth[best], rtol=1e-5, atol=1e-4)
