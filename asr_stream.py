@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,9 +97,19 @@ app = typer.Typer(
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"asr-stream {version('asr-stream')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
-    ctx: typer.Context, debug: Annotated[bool, typer.Option(help="Show where an error came from.")] = False
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option(help="Show where an error came from.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show it, and end.")
+    ] = False,
 ) -> None:
     """What all commands share."""
     ctx.obj = sys.modules[__name__]  # the `house` of commands: rooms must not import the front door

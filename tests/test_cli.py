@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -453,3 +454,8 @@ def test_help_names_every_command():
     )
     named = set(re.findall(r"^\W*(\w+)  ", done.stdout, re.MULTILINE))
     assert named >= {"transcribe", "serve", "mic", "eval", "align", "train", "models", "bench", "demo"}
+
+
+def test_it_tells_its_version(cli: Cli):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cli("--version").stdout == f"asr-stream {project['version']}\n"
