@@ -14,6 +14,7 @@ from asr.weights import catalogue, locate
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 HEAD_FILE, HEAD_WEIGHTS = "head.json", ("head.safetensors", "pieces.model")  # asr/transducer/model.py's
+HEAD_LANGUAGE = "language.safetensors"  # of heads that weigh texts
 _TRANSDUCER = re.compile(r"ancat-[^-]+-.+")  # ancat-BASE-NAME
 
 
@@ -41,6 +42,8 @@ class Model:
     def files(self) -> list[Path]:
         """What we add, the most special first."""
         of_head = [self.head / name for name in HEAD_WEIGHTS] if self.head else []
+        if self.head and (self.head / HEAD_LANGUAGE).is_file():
+            of_head += [self.head / HEAD_LANGUAGE, self.head / HEAD_FILE]  # the latter has the weights
         adapters = [folder / ADAPTER_WEIGHTS for folder in (self.adapter, self.rescorer) if folder]
         return [*of_head, *adapters]
 

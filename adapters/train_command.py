@@ -168,6 +168,47 @@ def rescorer(
 
 
 @app.command()
+def language(
+    context: typer.Context,
+    texts: Annotated[
+        list[Path],
+        typer.Argument(help="Plain texts, or manifests (.jsonl) whose texts are taken.", exists=True),
+    ],
+    head: Annotated[
+        list[Path], typer.Option(help="Folder of a head as `train ancat` writes it; several.", exists=True)
+    ],
+    weight: Annotated[
+        float, typer.Option(min=0, help="Of the texts' log-probabilities beside those of what is heard.")
+    ] = 0.5,
+    own: Annotated[
+        float, typer.Option(min=0, help="Of what the head itself thinks of texts: so much is taken off.")
+    ] = 0.3,
+    piece: Annotated[
+        float, typer.Option(help="Nats for every piece: more makes deletions fewer and insertions more.")
+    ] = 0.4,
+) -> None:
+    """Give heads of transducers what texts make likely; the search weighs it from then on."""
+    from adapters.ancat.language import learn_language, read_texts
+    from adapters.shipped import find
+    from asr.transducer.language import Weights
+    from asr.transducer.model import PIECES, set_language
+    from asr.transducer.pieces import Pieces
+
+    said = list(read_texts(texts))
+    house: House = context.obj
+    for folder in head:
+        chosen = find(str(folder)).head
+        if chosen is None:
+            raise ValueError(f"{folder} is no head of a transducer")
+        with house.progress("reading") as show:
+            show(0, 1, f"{len(said)} sentences")
+            learnt = learn_language(said, Pieces.read(chosen / PIECES), Weights(weight, own, piece))
+        set_language(chosen, learnt)
+        n = sum(len(grams.pieces) for grams in learnt.grams)
+        typer.echo(f"{folder} weighs {n} runs of pieces from {len(said)} sentences")
+
+
+@app.command()
 def word_times(
     context: typer.Context,
     heads: Annotated[

@@ -184,7 +184,7 @@ def _hear(
     """What a model makes of all clips under each policy; the trunk hears them once."""
     controls = {name: named(name, model.dims.layers) for name in policies if name != SHUFFLED}
     tallies = {policy: Tally() for policy in policies}
-    search = TransducerSearch(model.predictor, model.joiner, model.pieces)
+    search = model.search()
     mel, heard_s = LogMel(model.device), 0.0
     for batch in _batches(utterances, clips, batch_s):
         ids = [one.id for one in batch]

@@ -20,7 +20,7 @@ from asr.timing import TimedWord
 from asr.transducer.executor import Executor, ExecutorState
 from asr.transducer.model import Transducer
 from asr.transducer.rescorer import MOST, Rescorer
-from asr.transducer.search import TransducerHypothesis, TransducerSearch, TransducerSearchState
+from asr.transducer.search import TransducerHypothesis, TransducerSearchState
 from asr.transducer.timing import timed_words
 from asr.transducer.trunk import FRONT_END_MS, SAMPLES_PER_FEATURE, TrunkState
 from asr.words import Words
@@ -58,7 +58,7 @@ class TransducerRecognizer:
         self.rescorer = rescorer
         self.mel = LogMel(model.device)
         self.executor = Executor(model.encoder, model.policy)
-        self.search = TransducerSearch(model.predictor, model.joiner, model.pieces)
+        self.search = model.search()
 
     @property
     def vocabulary(self) -> Words:

@@ -13,7 +13,6 @@ from asr.mel import LogMel
 from asr.timing import TimedWord
 from asr.transducer.model import Transducer
 from asr.transducer.pieces import normalise
-from asr.transducer.search import TransducerSearch
 from asr.transducer.timing import Lateness, timed_words
 from asr.transducer.trunk import SAMPLES_PER_FEATURE
 
@@ -54,7 +53,7 @@ def heard(model: Transducer, samples: np.ndarray) -> list[TimedWord]:
     audio, lengths = padded(samples)
     features = model.trunk(LogMel(model.device).whole(audio.to(model.device)))[:, : int(lengths)]
     frames, schedule = model.encoder(features, lengths, model.policy)
-    search = TransducerSearch(model.predictor, model.joiner, model.pieces)
+    search = model.search()
     state = search.init_state(1)
     search.step(frames, lengths, schedule.done, state, torch.tensor([0]))
     return timed_words(state.rows[0].hypothesis(), model.pieces)

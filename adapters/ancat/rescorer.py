@@ -31,7 +31,6 @@ from asr.mel import LogMel
 from asr.transducer.hypotheses import TransducerHypothesis
 from asr.transducer.model import Transducer
 from asr.transducer.rescorer import MOST, Rescorer
-from asr.transducer.search import TransducerSearch
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 BEAM = 4  # in which hypotheses are found
@@ -301,7 +300,7 @@ def n_best(model: Transducer, samples: Samples, beam: int) -> tuple[list[Transdu
     audio, lengths = padded(samples)
     features, frames = model.trunk.hear(LogMel(model.device).whole(audio.to(model.device)))
     encoded, schedule = model.encoder(features[:, : int(lengths)].float(), lengths, model.policy)
-    search = TransducerSearch(model.predictor, model.joiner, model.pieces)
+    search = model.search()
     state, row = search.init_state(1), torch.tensor([0])
     search.reset(state, row, widths=[beam])
     search.step(encoded, lengths, schedule.done, state, row)

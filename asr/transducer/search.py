@@ -7,7 +7,8 @@ but once a step. Runs of frames in which nothing can be said, most of them, are 
 A beam (width 2 and more) searches by modified adaptive expansion (Kim et al., "Accelerating RNN Transducer Inference
 via Adaptive Expansion Search", 2020): in a frame each hypothesis is followed by the pieces within GAMMA nats of its
 best way, up to STEPS times. In place of the paper's prefix search, alignments that end a frame with the same pieces
-are added up, so a score is the probability of a text over all alignments that stayed in the beam.
+are added up, so a score is the probability of a text over all alignments that stayed in the beam. What texts make
+likely (asr/transducer/language.py) counts here alone: greedy search cannot take back a silence, and would say less.
 
 A stateless predictor forgets: hypotheses that differ further back than it sees go on alike for ever, and would fill
 the beam. Where the newest MERGED pieces are equal, only the better one goes on, and remembers the other for `n_best`.
@@ -25,6 +26,7 @@ from torch import Tensor
 from asr.biasing import Hotwords
 from asr.search import Hypothesis
 from asr.transducer.hypotheses import (
+    MERGED,
     Branch,
     Floats,
     Said,
@@ -33,13 +35,14 @@ from asr.transducer.hypotheses import (
     added_up,
     merged,
 )
-from asr.transducer.joiner import Joiner, Predictor
+from asr.transducer.joiner import CONTEXT, Joiner, Predictor
+from asr.transducer.language import Language
 from asr.transducer.pieces import Pieces
 from asr.transducer.trunk import STACK
 
 MOST_PIECES = 10  # that greedy search puts out at one frame
 STEPS = 2  # pieces that a beam's hypothesis may gain at one frame
-GAMMA = 2.3  # nats behind its best way at which a hypothesis is not followed
+GAMMA = 4.0  # nats behind its best way at which a hypothesis is not followed; 2.3 in the paper
 MARGIN = 6.0  # nats behind the best hypothesis at which one is given up
 BETA = 2  # hypotheses beyond the width that may go on within a frame
 BLOCK = 32  # frames looked at together
@@ -57,6 +60,7 @@ class TransducerSearch:
     Args:
         predictor, joiner: whose weights do not change any more.
         pieces: what may be said.
+        language: what texts make likely, if that is to count.
         gamma, margin, steps: see GAMMA, MARGIN and STEPS.
     """
 
@@ -65,6 +69,7 @@ class TransducerSearch:
         predictor: Predictor,
         joiner: Joiner,
         pieces: Pieces,
+        language: Language | None = None,
         *,
         gamma: float = GAMMA,
         margin: float = MARGIN,
@@ -77,6 +82,7 @@ class TransducerSearch:
         self.steps = steps
         self.blank = pieces.wait
         self._contexts = _Contexts(predictor, joiner)
+        self._texts = _Texts(language, self._contexts) if language else None
 
     def init_state(self, rows: int) -> TransducerSearchState:
         fresh = [TransducerRow(self.blank) for _ in range(rows)]
@@ -192,7 +198,7 @@ class TransducerSearch:
         """Takes a stream's hypotheses through its frames; logits (F, V), times (F,)."""
         branches, at = stream.live, 0
         while at < len(logits):
-            logprobs, favoured = self._ways(logits[None, at:], branches)
+            logprobs, favoured = self._ways(logits[None, at:], branches, self._texts)
             waits = logprobs[..., self.blank]  # (n, F)
             silent = (favoured[..., : self.blank].max(-1) < waits - self.gamma).all(0)
             n = len(silent) if silent.all() else int(silent.argmin())
@@ -214,7 +220,7 @@ class TransducerSearch:
         ended: list[Branch] = []
         speaking = branches
         for step in range(self.steps + 1):
-            logprobs, favoured = (x[:, 0] for x in self._ways(logits[None, None], speaking))
+            logprobs, favoured = (x[:, 0] for x in self._ways(logits[None, None], speaking, self._texts))
             near = favoured >= favoured.max(-1, keepdims=True) - self.gamma
             for branch, wait, may in zip(speaking, logprobs[:, self.blank], near[:, self.blank], strict=True):
                 if may or step == self.steps:
@@ -238,9 +244,16 @@ class TransducerSearch:
 
     # -- both
 
-    def _ways(self, logits: Floats, branches: list[Branch]) -> tuple[Floats, Floats]:
-        """Frames' logits (n | 1, F, V) and n hypotheses -> (n, F, V) log-probabilities, and with hotwords' bonus."""
+    def _ways(
+        self, logits: Floats, branches: list[Branch], texts: "_Texts | None" = None
+    ) -> tuple[Floats, Floats]:
+        """Frames' logits (n | 1, F, V) and n hypotheses -> (n, F, V) log-probabilities, and with hotwords' bonus.
+
+        Where texts count, they are in both, which then do not add up to one.
+        """
         logprobs = _log_softmax(logits + self._contexts([branch.context for branch in branches])[:, None])
+        if texts is not None:
+            logprobs = logprobs + texts([branch.newest for branch in branches])[:, None]
         if all(branch.bonus is None for branch in branches):
             return logprobs, logprobs
         none = np.zeros(self.blank + 1, np.float32)
@@ -272,6 +285,27 @@ class _Contexts:
             logits = self._joiner.of_contexts(self._predictor(torch.tensor(missing))).float().numpy()
             known.update(zip(missing, logits, strict=True))
         return np.stack([known[context] for context in contexts])
+
+
+class _Texts:
+    """Remembers what texts add behind the newest pieces."""
+
+    def __init__(self, language: Language, contexts: _Contexts) -> None:
+        assert language.context <= MERGED
+        self._language = language
+        self._contexts = contexts
+        self._known: dict[tuple[int, ...], Floats] = {}
+
+    def __call__(self, newest: list[tuple[int, ...]]) -> Floats:
+        """MERGED newest pieces each -> (n, V)"""
+        missing = [pieces for pieces in dict.fromkeys(newest) if pieces not in self._known]
+        if missing:
+            if len(self._known) + len(missing) > REMEMBERED:
+                self._known = {pieces: self._known[pieces] for pieces in newest if pieces in self._known}
+            own = _log_softmax(self._contexts([pieces[-CONTEXT:] for pieces in missing])[:, :-1])
+            for pieces, logprobs in zip(missing, own, strict=True):
+                self._known[pieces] = self._language.added(pieces, logprobs)
+        return np.stack([self._known[pieces] for pieces in newest])
 
 
 def _log_softmax(x: Floats) -> Floats:

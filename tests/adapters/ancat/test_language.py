@@ -1,0 +1,82 @@
+"""From plain texts to a head that weighs them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import asr_stream
+from adapters.ancat.language import learn_language, read_texts, sentences
+from adapters.shipped import WEIGHTS, find
+from asr.transducer.language import LANGUAGE, Weights
+from asr.transducer.model import HEAD_CONFIG, PIECES
+from asr.transducer.pieces import Pieces
+
+TEXT = 'Mr. Weston had gone--"So soon?" she said.\nIt was\nnoon; Chapter 3. The end.\n'
+
+
+def test_sentences_are_what_would_be_said() -> None:
+    assert list(sentences(TEXT)) == [
+        "mister weston had gone",
+        "so soon",
+        "she said",
+        "it was noon",
+        "the end",
+    ]
+
+
+def test_manifests_and_texts_are_read(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text(TEXT)
+    (tmp_path / "clips.jsonl").write_text(
+        json.dumps({"audio": "x.wav", "seconds": 2.0, "text": "WHAT A CLIP SAYS"}) + "\n"
+    )
+    said = list(read_texts([tmp_path / "clips.jsonl", tmp_path / "book.txt"]))
+    assert said[:2] == ["what a clip says", "mister weston had gone"]
+
+
+def test_what_is_seen_once_is_no_long_context() -> None:
+    pieces, weights = Pieces.read(WEIGHTS / "ancat-tiny.en-80" / PIECES), Weights(0.5, 0.3, 0.4)
+    texts = ["it is said again"] * 4 + ["this only once"]
+    few, all_ = (learn_language(texts, pieces, weights, seen=seen) for seen in ((1, 1, 2, 3, 4), (1,)))
+    assert [len(grams.pieces) for grams in few.grams[:2]] == [len(grams.pieces) for grams in all_.grams[:2]]
+    assert all(len(a.pieces) < len(b.pieces) for a, b in zip(few.grams[2:], all_.grams[2:], strict=True))
+    again = pieces.encode("it is said again")
+    assert few.probabilities(again[:-1]).argmax() == again[-1]
+    assert few.probabilities(again[:-1]).sum() == pytest.approx(1, abs=2e-3)
+
+
+def test_no_sentence_is_told() -> None:
+    with pytest.raises(ValueError, match="no sentence"):
+        learn_language([], Pieces.read(WEIGHTS / "ancat-tiny.en-80" / PIECES), Weights(1, 0, 0))
+
+
+def test_the_command_gives_heads_a_language(tmp_path: Path) -> None:
+    head = tmp_path / "ancat-tiny.en-40"
+    head.mkdir()
+    for name in (HEAD_CONFIG, PIECES, "head.safetensors"):
+        shutil.copy(WEIGHTS / "ancat-tiny.en-80" / name, head)
+    (head / HEAD_CONFIG).write_text(
+        json.dumps(json.loads((head / HEAD_CONFIG).read_text()) | {"language": None})
+    )
+    before = find(str(head)).description
+    (tmp_path / "book.txt").write_text(TEXT)
+    command = ["train", "language", str(tmp_path / "book.txt"), "--head", str(head), "--weight", "0.6"]
+    told = CliRunner().invoke(asr_stream.app, command)
+    assert told.exit_code == 0, told.output
+    assert "from 5 sentences" in told.output
+    assert json.loads((head / HEAD_CONFIG).read_text())["language"] == {
+        "texts": 0.6,
+        "own": 0.3,
+        "piece": 0.4,
+    }
+    assert (head / LANGUAGE).is_file()
+    assert find(str(head)).description != before
+
+
+def test_a_folder_without_a_head_is_told(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text(TEXT)
+    command = ["train", "language", str(tmp_path / "book.txt"), "--head", str(WEIGHTS / "careless-tiny.en")]
+    told = CliRunner().invoke(asr_stream.app, command)
+    assert told.exit_code != 0
