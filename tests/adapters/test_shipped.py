@@ -138,16 +138,19 @@ def test_a_transducer_is_put_together(make_tiny: Callable[[int], Whisper], tmp_p
         loading.transducer(base, trunk, head)
 
 
-@pytest.mark.parametrize("name", ["ancat-tiny.en-80", "ancat-tiny.en-320"])
-def test_a_shipped_transducer_hears_plain_speech(name: str) -> None:
-    """Two thirds of it, about: see its card."""
+@pytest.mark.parametrize(
+    ("name", "beam", "most"),
+    [("ancat-tiny.en-80", 1, 0.45), ("ancat-tiny.en-320", 1, 0.45), ("ancat-tiny.en-320", 4, 0.35)],
+)
+def test_a_shipped_transducer_hears_plain_speech(name: str, beam: int, most: float) -> None:
+    """Two thirds of it, about: see its card. A beam knows how words are written, and Austen by heart."""
     engine = build_engine(name, slots=1, threads=1, final_pass_thread=False)
     clips = [json.loads(line) for line in (SAMPLES / "manifest.jsonl").read_text().splitlines()]
     edits = []
     for clip in clips:
         if clip["speaker"] == "librivox-austen":
             audio = stream_audio(SAMPLES / clip["audio"], block_seconds=0.3)
-            events = listen(engine, audio, SessionOptions(final_pass="none"))
+            events = listen(engine, audio, SessionOptions(final_pass="none", beam=beam))
             said = " ".join(event.text for event in events if isinstance(event, Final))
             edits.append(count_edits(clip["text"], said))
-    assert pooled(edits).rate < 0.45
+    assert pooled(edits).rate < most
