@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import whisper
+from hypothesis import settings
 from torch import Tensor
 
 from asr.audio import read_audio
@@ -26,6 +27,10 @@ TINY = Dims(
     n_text_head=2,
     n_text_layer=2,
 )
+
+
+settings.register_profile("asr-stream", deadline=None)  # tests are not timed: the machine may be busy
+settings.load_profile("asr-stream")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.audio import MULAW, SAMPLE_RATE, AudioError, Encoding, PcmDecoder, duration, read_audio, stream_audio
@@ -152,7 +152,6 @@ def decode(data: bytes, cuts: list[int], encoding: Encoding, sample_rate: int, c
     return np.concatenate([*(decoder.feed(data[a:b]) for a, b in pairwise(edges)), decoder.flush()])
 
 
-@settings(deadline=None)
 @given(
     data=st.binary(max_size=4_000),
     cuts=st.lists(st.integers(0, 4_000), max_size=20),

@@ -137,7 +137,7 @@ def test_a_decision_may_cost_its_allowance(gain: float) -> None:
 # -- what it promises
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 999),
     width=st.integers(1, MAX_BEAM),

@@ -82,7 +82,7 @@ class CacheBesideLists(RuleBasedStateMachine):
                 assert torch.equal(self.cache.v[layer, row, :, : len(numbers)], -held)
 
 
-CacheBesideLists.TestCase.settings = settings(max_examples=50, stateful_step_count=20, deadline=None)
+CacheBesideLists.TestCase.settings = settings(max_examples=50, stateful_step_count=20)
 TestCacheBesideLists = CacheBesideLists.TestCase
 
 

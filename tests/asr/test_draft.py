@@ -24,7 +24,7 @@ def follow(
     return said, search.decoder.n_fed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([dictation, whim]),
     st.lists(st.integers(0, 9), min_size=1, max_size=30),

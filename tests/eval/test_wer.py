@@ -59,7 +59,7 @@ counts = st.integers(0, 20)
 some_edits = st.lists(st.builds(Edits, counts, counts, counts, counts), min_size=2, max_size=30)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some_edits)
 def test_interval_lies_within_the_rates_of_single_utterances(edits: list[Edits]) -> None:
     interval = bootstrap_interval(edits, resamples=200)
@@ -74,7 +74,7 @@ def test_interval_lies_within_the_rates_of_single_utterances(edits: list[Edits])
         assert high <= max(rates) + 1e-9
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(some_edits)
 def test_interval_is_the_same_every_time(edits: list[Edits]) -> None:
     assert bootstrap_interval(edits, resamples=50) == bootstrap_interval(edits, resamples=50)
@@ -100,7 +100,7 @@ SOME = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SOME)
 def test_a_system_differs_from_itself_by_nothing(edits: list[Edits]) -> None:
     difference = paired_bootstrap(edits, edits, resamples=100)
@@ -108,7 +108,7 @@ def test_a_system_differs_from_itself_by_nothing(edits: list[Edits]) -> None:
     assert (difference.rate, difference.interval, difference.better_b) == (0, (0, 0), 0.5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SOME, st.integers(1, 3))
 def test_a_system_with_more_errors_everywhere_is_never_the_better_one(edits: list[Edits], more: int) -> None:
     worse = [one + Edits(insertions=more) for one in edits]

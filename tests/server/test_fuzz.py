@@ -128,7 +128,6 @@ def fuzz(examples: int) -> Fuzz:
     """The same frames in every run."""
     return settings(
         max_examples=examples,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate, Phase.shrink],

@@ -71,7 +71,6 @@ def test_requests_within_and_beyond_the_document_are_answered_as_it_says(schema)
     for operation in operations:
         patient = settings(
             max_examples=60 if operation.method == "post" else 8,
-            deadline=None,
             derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),

@@ -349,7 +349,7 @@ def test_a_full_disk_is_told(monkeypatch):
     assert "again" in error(response)["message"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.sampled_from(["response_format", "language", "stream", "prompt", "keywords[]", "include[]"]),

@@ -198,7 +198,7 @@ def conversations(draw: st.DrawFn) -> tuple[np.ndarray, int, EndpointOptions]:
     return speech, draw(st.sampled_from([100, 300, 560, 1000])), options
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(conversations())
 def test_no_sample_is_lost_or_doubled(conversation: tuple[np.ndarray, int, EndpointOptions]) -> None:
     speech, chunk_ms, options = conversation

@@ -25,7 +25,7 @@ def given_spans(spans: list[Tensor]) -> Policy:
 
 
 @given(seed=st.integers(0, 7), n=st.integers(2, 40), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_comes_after_its_completion_never_changes_a_frame(
     seed: int, n: int, data: st.DataObject
 ) -> None:

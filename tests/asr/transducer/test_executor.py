@@ -73,7 +73,7 @@ def stream(executor: Executor, x: Tensor, sizes: list[int]) -> Ready:
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 @given(n=st.integers(1, 90), sizes=st.lists(st.integers(0, PIECE + 9), max_size=30))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_a_stream_equals_everything_at_once(
     encoder: AdaptiveEncoder, policy: Policy | None, n: int, sizes: list[int]
 ) -> None:

@@ -249,7 +249,7 @@ MESSAGES = st.fixed_dictionaries({"type": KINDS}, optional={"keyterms": JSON | s
 FRAMES = st.binary(max_size=20_000) | st.text() | JSON.map(json.dumps) | MESSAGES.map(json.dumps)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(FRAMES, max_size=8))
 def test_any_frames_are_obeyed_or_told_to_be_mistakes(frames):
     dialect = deepgram()
@@ -271,7 +271,7 @@ def test_any_frames_are_obeyed_or_told_to_be_mistakes(frames):
     assert all(message["from_finalize"] for message in asked)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.sampled_from(["encoding", "sample_rate", "utterance_end_ms", "keyterm"]), st.text())
 )

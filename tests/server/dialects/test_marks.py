@@ -18,7 +18,7 @@ from tests.server.dialects.wire import final, partial
 RATES = st.sampled_from([8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(RATES, st.lists(st.integers(0, 9000) | st.just(4_800), min_size=1, max_size=5))
 def test_an_end_lies_where_the_session_puts_it_and_past_every_whole_chunk(rate, lengths):
     options = SessionOptions(sample_rate=rate)

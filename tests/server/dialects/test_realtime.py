@@ -351,7 +351,7 @@ FRAMES = st.binary() | st.text() | MESSAGES.map(json.dumps) | st.binary(max_size
 EVENTS = st.sampled_from([*TALK[:-1], final(HELLO, 2, 2000)])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(FRAMES | EVENTS, max_size=10))
 def test_any_frames_and_events_are_answered_and_every_commit_completes(frames):
     dialect = Realtime.parse({}, TERMS)

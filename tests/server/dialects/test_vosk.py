@@ -152,7 +152,7 @@ FRAMES = (
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(FRAMES, max_size=8))
 def test_any_frames_are_answered_once_or_closed_with_a_reason(frames):
     dialect = Vosk.parse({}, TERMS)
