@@ -88,14 +88,14 @@ def test_what_texts_add_leaves_blank_alone() -> None:
 
 def test_any_cutting_says_the_same() -> None:
     """What texts add hangs on the newest pieces, which go with a stream from step to step."""
-    model, frames = whimsical(1, wait=3.0), noise(40, 1)
+    model, frames = whimsical(1, wait=1.0), noise(40, 1)
     learnt = language(model, "the mat sat on the old hat", "an ant sat on it", weights=Weights(0.5, 0.3, 0.4))
     whole, cut = search(model, learnt), search(model, learnt)
     expected = hear(whole, begun(whole, 4), frames)
     state = begun(cut, 4)
     for piece in frames.split([1, 7, 0, 20, 12]):
         said = hear(cut, state, piece)
-    assert len(expected.tokens) > 5
+    assert len(expected.tokens) > 3
     assert said.tokens == expected.tokens
     assert said.at == expected.at
     assert said.score == pytest.approx(expected.score, abs=1e-3)
