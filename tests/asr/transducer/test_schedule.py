@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -56,7 +56,6 @@ def newest_needed(spans: list[list[int]], length: int, frame: int) -> int:
     return newest
 
 
-@settings(deadline=None)
 @given(schedules())
 def test_completion_is_what_a_walk_over_all_dependencies_finds(drawn: tuple[list[Tensor], Tensor]) -> None:
     spans, lengths = drawn
@@ -67,7 +66,6 @@ def test_completion_is_what_a_walk_over_all_dependencies_finds(drawn: tuple[list
         assert done[row, :length].tolist() == expected
 
 
-@settings(deadline=None)
 @given(schedules())
 def test_soft_completion_of_hard_masks_is_completion(drawn: tuple[list[Tensor], Tensor]) -> None:
     spans, lengths = drawn
