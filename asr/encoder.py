@@ -1,10 +1,10 @@
 """Log-mel frames -> features: Whisper's encoder over a stream, with cached keys, values and conv edges.
 
-Method: CarelessWhisper (arXiv 2508.12301), section 3, made to look ahead by one block as Emformer does (Shi et al.,
-2021): each block is encoded as soon as it is complete, and once more together with the next one. A frame attends
-to every earlier frame, to its own block and, the second time, to the block behind; what it has become then never
-changes again, and its keys and values are kept. The features of the newest block are provisional. A block is a chunk
-of audio, or several short ones; it is encoded anew with each of them.
+Method: CarelessWhisper (arXiv 2508.12301), section 3, made to look ahead by blocks as Emformer does (Shi et al.,
+2021): each block is encoded as soon as it is complete, and once more together with each of the next ones, until these
+are LEAST_AHEAD. A frame attends to every earlier frame, to its own block and to those behind that have come; what it
+has become with the last of them never changes again, and its keys and values are kept. Until then its features are
+provisional. A block is a chunk of audio, or several short ones; it is encoded anew with each of them.
 
 Encoder frame j (20 ms) needs samples up to 320 j + 520, that is 12.5 ms beyond its own end. Blocks therefore
 end one frame before each multiple of the block size: when the k-th chunk of audio is complete, so is block k.
@@ -30,6 +30,7 @@ MEL_PER_FRAME = 2  # the second convolution has stride 2
 FRAMES_PER_SECOND = 50  # 20 ms per encoder frame
 SAMPLES_PER_FRAME = 320
 LEAST_BLOCK = 15  # frames; a look of 100 ms ahead in place of 300 costs a third more errors
+LEAST_AHEAD = 30  # frames behind a block with which it settles; 15, as in training, cost a twelfth more errors
 FRAME_LOOKAHEAD = 1  # frames by which a block ends before its chunk of audio does
 
 
@@ -64,9 +65,8 @@ class EncoderState:
     edges: ConvEdges
     pending: Tensor  # (S, chunk limit, d) frames of a chunk that is not complete
     pending_fill: Tensor  # (S,) int64
-    recent: Tensor  # (S, 2 blocks, d) frames whose features are provisional: those of the newest complete
-    recent_fill: Tensor  # block, (S,) int64, and behind them those of the chunks that have come since
-    newest_fill: Tensor  # (S,) int64, how many are of the newest complete block
+    recent: Tensor  # (S, blocks, d) frames whose features are provisional: those of the newest complete
+    recent_fill: Tensor  # blocks, (S,) int64, and behind them those of the chunks that have come since
     chunk: Tensor  # (S,) int64, frames per chunk of each stream
     block: Tensor  # (S,) int64, frames per block (tau): whole chunks, LEAST_BLOCK at least
     cache: KVCache  # of all complete chunks, the recent ones included
@@ -140,9 +140,8 @@ class Encoder(nn.Module):
             edges=ConvEdges.fresh(rows, dims.n_mels, width, weight),
             pending=weight.new_zeros(rows, chunk_limit, width),
             pending_fill=torch.zeros(rows, dtype=torch.int64),
-            recent=weight.new_zeros(rows, 2 * max(chunk_limit, 2 * LEAST_BLOCK), width),
+            recent=weight.new_zeros(rows, LEAST_AHEAD + 2 * max(chunk_limit, 2 * LEAST_BLOCK), width),
             recent_fill=torch.zeros(rows, dtype=torch.int64),
-            newest_fill=torch.zeros(rows, dtype=torch.int64),
             chunk=torch.full((rows,), chunk, dtype=torch.int64),
             block=torch.full((rows,), block_of(chunk), dtype=torch.int64),
             cache=KVCache.allocate(dims.n_audio_layer, rows, heads, dims.n_audio_ctx, width // heads, weight),
@@ -154,7 +153,6 @@ class Encoder(nn.Module):
         state.edges.reset(rows)
         state.pending_fill[rows] = 0
         state.recent_fill[rows] = 0
-        state.newest_fill[rows] = 0
         state.chunk[rows] = chunk
         state.block[rows] = block_of(chunk)
         state.cache.free(rows)
@@ -162,8 +160,9 @@ class Encoder(nn.Module):
     @staticmethod
     def phase(state: EncoderState, row: int) -> tuple[int, ...]:
         """Rows with equal phases may step together."""
-        fills = (state.chunk, state.pending_fill, state.recent_fill, state.newest_fill)
-        return tuple(int(fill[row]) for fill in fills)
+        numbers = (state.chunk, state.pending_fill, state.recent_fill, state.cache.lengths)
+        chunk, pending, recent, heard = (int(each[row]) for each in numbers)
+        return chunk, pending, recent, int(heard > recent)
 
     def step(self, mel: Tensor, state: EncoderState, rows: Tensor) -> tuple[Tensor, int, EncoderState]:
         """Encodes every chunk that the new mel frames complete, and the frames that are not settled again.
@@ -220,14 +219,10 @@ class Encoder(nn.Module):
         cache, again = state.cache, int(state.recent_fill[rows[0]])
         x = torch.cat([state.recent[at, :again], x], dim=1)
         cache.rewind(rows, again)
-        # Where the chunk completes a block, the block before it has now been seen with what follows.
-        complete = bool((cache.lengths[rows[0]] + x.shape[1] + FRAME_LOOKAHEAD) % state.block[rows[0]] == 0)
-        settled = int(state.newest_fill[rows[0]]) if complete else 0
-        recent = x[:, settled:]
+        settled, block = int(cache.lengths[rows[0]]), int(state.block[rows[0]])
+        recent = x[:, max(0, n_settled(settled + x.shape[1], block) - settled) :]
         state.recent[at, : recent.shape[1]] = recent
         state.recent_fill[rows] = recent.shape[1]
-        if complete:
-            state.newest_fill[rows] = recent.shape[1]
         start = cache.room(rows, x.shape[1])
         features = state.graphs(self._layers, state.cache, [x], [rows, start])
         cache.advance(rows, x.shape[1])
@@ -249,6 +244,17 @@ class Encoder(nn.Module):
 def block_of(chunk: int) -> int:
     """Frames per block for chunks of `chunk` frames: as many whole chunks as make LEAST_BLOCK."""
     return -(-LEAST_BLOCK // chunk) * chunk
+
+
+def blocks_ahead(block: int) -> int:
+    """How many blocks of `block` frames a block is encoded together with, as they come, before it settles."""
+    return -(-LEAST_AHEAD // block)
+
+
+def n_settled(n_frames: int, block: int) -> int:
+    """How many of the first `n_frames` frames of a stream are in blocks that have settled."""
+    n_blocks = (n_frames + FRAME_LOOKAHEAD) // block - blocks_ahead(block)
+    return max(0, n_blocks * block - FRAME_LOOKAHEAD)
 
 
 def frame_blocks(n_frames: int, tau: int, device: torch.device | str = "cpu") -> Tensor:

@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 
 from asr.checkpoint import Whisper
-from asr.encoder import FRAME_LOOKAHEAD, MEL_PER_FRAME, Encoder, EncoderState, block_of, frame_blocks
+from asr.encoder import (
+    FRAME_LOOKAHEAD,
+    MEL_PER_FRAME,
+    Encoder,
+    EncoderState,
+    block_of,
+    blocks_ahead,
+    frame_blocks,
+    n_settled,
+)
 from tests.contract import CHECKS, Check, Outputs, Subject
 
 
@@ -32,9 +41,9 @@ class EncoderSubject(Subject):
         return [list(row[: max(0, settled)]) for row in features]
 
     def due(self, i: int, output: Tensor) -> int:
-        """A frame settles with the last one of the block behind its own."""
+        """A frame settles with the last one of the blocks behind its own."""
         block = block_of(self.chunk)
-        last = (i + FRAME_LOOKAHEAD) // block * block + 2 * block - FRAME_LOOKAHEAD - 1
+        last = ((i + FRAME_LOOKAHEAD) // block + 1 + blocks_ahead(block)) * block - FRAME_LOOKAHEAD - 1
         return super().due(last, output)
 
 
@@ -44,7 +53,7 @@ def test_contract(tiny: Whisper, chunk: int, check: Check) -> None:
     check(EncoderSubject(tiny.encoder, chunk))
 
 
-@pytest.mark.parametrize("block", [15, 16, 50])
+@pytest.mark.parametrize("block", [30, 32, 50])
 @torch.no_grad()
 def test_all_at_once_equals_the_stream(tiny: Whisper, block: int) -> None:
     encoder, n_blocks = tiny.encoder, 4
@@ -60,7 +69,7 @@ def test_all_at_once_equals_the_stream(tiny: Whisper, block: int) -> None:
             provisional.append(features[:, replaced:])
     # An odd mel frame more than the pass at once takes: its last frame's right neighbour is padding.
     at_once, guessed = encoder.forward_blocks(torch.cat([mel, torch.zeros(2, 80, 1)], dim=2), block)
-    newest = int(state.newest_fill[0])
+    newest = int(state.recent_fill[0])
     torch.testing.assert_close(settled[:, :-newest], at_once[:, : n_frames - newest], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(torch.cat(provisional, 1), guessed[:, :n_frames], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(at_once[:, : n_frames - newest], guessed[:, : n_frames - newest], atol=1e-2)
@@ -94,7 +103,7 @@ def test_short_chunks_settle_as_their_blocks_do(tiny: Whisper, chunk: int) -> No
             assert features.shape[1] >= min(size - FRAME_LOOKAHEAD, 1), "every chunk is heard at once"
             kept.append(features[:, : max(0, features.shape[1] - int(state.recent_fill[0]))])
     short, whole = (torch.cat(kept, dim=1) for kept in settled.values())
-    assert whole.shape[1] == 3 * block - FRAME_LOOKAHEAD
+    assert whole.shape[1] == (4 - blocks_ahead(block)) * block - FRAME_LOOKAHEAD
     torch.testing.assert_close(short, whole, atol=1e-4, rtol=1e-4)
 
 
@@ -103,6 +112,14 @@ def test_short_chunks_settle_as_their_blocks_do(tiny: Whisper, chunk: int) -> No
 )
 def test_blocks_are_whole_chunks(chunk: int, block: int) -> None:
     assert block_of(chunk) == block
+
+
+@pytest.mark.parametrize(("block", "ahead"), [(15, 2), (16, 2), (29, 2), (30, 1), (50, 1)])
+def test_a_block_settles_with_600_ms_behind_it(block: int, ahead: int) -> None:
+    assert blocks_ahead(block) == ahead
+    assert n_settled((1 + ahead) * block - FRAME_LOOKAHEAD - 1, block) == 0
+    assert n_settled((1 + ahead) * block - FRAME_LOOKAHEAD, block) == block - FRAME_LOOKAHEAD
+    assert n_settled((2 + ahead) * block - FRAME_LOOKAHEAD, block) == 2 * block - FRAME_LOOKAHEAD
 
 
 def test_blocks_end_one_frame_before_their_chunk() -> None:
@@ -142,7 +159,7 @@ def test_rows_out_of_phase_are_refused(tiny: Whisper) -> None:
 @torch.no_grad()
 def test_who_began_later_shares_steps_once_in_phase(tiny: Whisper) -> None:
     """The first block is a frame short, and so is what replaces it: only the step after that may be shared."""
-    encoder, block = tiny.encoder, 15
+    encoder, block = tiny.encoder, 30
     mel = torch.randn(2, 80, 4 * MEL_PER_FRAME * block, generator=torch.Generator().manual_seed(0))
     pieces = mel.split(MEL_PER_FRAME * block, dim=2)
     state, early, late = encoder.init_state(2, block), torch.tensor([0]), torch.tensor([1])

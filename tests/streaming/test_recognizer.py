@@ -18,7 +18,7 @@ class RecognizerSubject(Subject):
 
     def __init__(self, model: Whisper) -> None:
         self.stage = WhisperRecognizer(model)
-        self.n, self.longest = 6 * CHUNK + 700, CHUNK
+        self.n, self.longest = 7 * CHUNK + 700, CHUNK
 
     def inputs(self, rows: int, seed: int) -> Tensor:
         return random_noises(rows, self.n, seed)
