@@ -13,13 +13,8 @@ from asr.transducer.language import Grams, Language, Tokens, Weights
 from asr.transducer.pieces import Pieces, normalise
 
 LONGEST = MERGED + 1  # pieces of an n-gram: what the search tells apart, and the next one
-SEEN = (
-    1,
-    1,
-    2,
-    3,
-    4,
-)  # times that an n-gram of 1, 2, ... pieces was seen at least; rarer ones take space only
+# Times that an n-gram of 1, 2, ... pieces was seen at least; rarer ones take space only.
+SEEN = (1, 1, 2, 3, 4)
 DISCOUNT = 0.75  # Kneser and Ney's, of every count
 SPOKEN = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint"}
 _ABBREVIATION = re.compile(r"\b(" + "|".join(SPOKEN) + r")\b\.?", re.IGNORECASE)
