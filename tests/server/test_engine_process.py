@@ -310,9 +310,7 @@ def test_one_that_hangs_makes_nobody_wait_and_is_killed_at_the_end(
     process.open(options).abort()
     worker.stop()
     assert not lives(pid)
-    until(
-        lambda: not worker.alive
-    )  # it was left behind, waiting for room in the pipe, and goes on to its end
+    until(lambda: not worker.alive)  # it waited for room in the pipe, and goes on to its end
     process.close()  # twice is once
 
 
