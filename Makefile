@@ -8,6 +8,8 @@ MODEL ?= tiny.en
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A process of tests takes up to 3 GB.
+SUITE := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-page test-ray check setup clean
 
@@ -15,7 +17,7 @@ demo: setup
 	$(BIN)/asr-stream demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(SUITE)
 
 # The page in a real browser, in real time; not part of `make test`, which must pass on a machine that is busy.
 test-page: setup
@@ -33,7 +35,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(SUITE)
 
 setup: $(INSTALLED)
 	$(BIN)/asr-stream models fetch $(MODEL)

@@ -29,13 +29,13 @@ from streaming.events import Bookmark, Endpoint, Fault, Final
 from streaming.final_pass import FinalJob, FinalPass, Rescoring
 from streaming.memory import give_back
 from streaming.recognizer import Recognizer
+from streaming.replay import Replay, settled_tokens
 from streaming.session import FINAL_PASSES, Full, Session, SessionOptions, no_such_pass
 from streaming.utterance import Feed, Utterances, Verdict
 
 WARM_SESSIONS = 8  # more add no shape that is not soon met
 POLL_S = 0.01  # between two looks for a second pass
 STEPS_TO_TRIM = 256  # a minute or so
-MOST_CARRIED = 128  # tokens that a bookmark may bring: more than are said in what lies behind a cut
 
 
 @dataclass
@@ -47,11 +47,10 @@ class _Stream:
     utterances: Utterances
     guidance: Guidance  # of the recogniser
     second_guidance: Guidance  # of the second pass
+    replay: Replay
     utterance: int = 0
     shown: policy.Shown = field(default_factory=policy.Shown)
     received: int = 0  # samples taken from the session; the window may have heard silence beyond them
-    missing: int = 0  # samples still to come of what the session that this one goes on with had heard already
-    replayed: list[np.ndarray] = field(default_factory=list)  # those that have come
 
     @property
     def heard(self) -> int:
@@ -66,7 +65,7 @@ class _Stream:
     @property
     def wanted(self) -> int:
         """How many samples are taken next."""
-        return min(self.missing, self.utterances.chunk) or self.utterances.chunk
+        return min(self.replay.missing, self.utterances.chunk) or self.utterances.chunk
 
     def ms(self, position: int) -> int:
         """A sample position on the session's timeline."""
@@ -161,9 +160,9 @@ class Engine:
             row = self._free.pop()
             session = Session(options, self._wake.set, notify)
             utterances = Utterances(samples_in(options.chunk_ms), self.endpoint)
-            stream = _Stream(session, row, utterances, guidance, second)
-            stream.missing = samples_in(options.resume.heard_ms - options.resume.from_ms)
-            self._streams.append(stream)
+            self._streams.append(
+                _Stream(session, row, utterances, guidance, second, Replay(options.resume))
+            )
         return session
 
     @property
@@ -221,9 +220,11 @@ class Engine:
         work, rests, chunks = [], [], []
         for stream, samples, ending in taken:
             stream.received += len(samples)
-            if stream.missing:
-                more, samples = self._replay(stream, samples, ending)
-                work += more
+            if stream.replay.missing:
+                again, samples = stream.replay.gather(samples, ending)
+                if again is not None and (feed := stream.utterances.recall(again, stream.replay.n_lead)):
+                    carried = self._carried(stream.replay.carried)
+                    work.append(_Work(stream, feed, Verdict.GO_ON, carried))
             if ending:
                 rests.append((stream, samples))
             elif len(samples):
@@ -254,31 +255,9 @@ class Engine:
         with self._lock:
             return list(self._streams)
 
-    def _replay(self, stream: _Stream, samples: np.ndarray, ending: bool) -> tuple[list[_Work], np.ndarray]:
-        """Gathers what another session had heard behind its last final, and hears it at once, as that one did.
-
-        Returns:
-            What the recogniser must hear, and the samples that are to be heard as any others.
-        """
-        bookmark = stream.session.options.resume
-        stream.replayed.append(samples)
-        stream.missing -= len(samples)
-        if stream.missing and not ending:
-            return [], samples[:0]
-        replayed, complete = np.concatenate(stream.replayed), not stream.missing
-        stream.replayed, stream.missing = [], 0
-        if not complete:  # the client ends before: it was elsewhere
-            return [], replayed
-        feed = stream.utterances.recall(replayed, samples_in(bookmark.audio_ms - bookmark.from_ms))
-        carried = self._carried(bookmark.carried)
-        work = [_Work(stream, feed, Verdict.GO_ON, carried)] if feed is not None else []
-        return work, samples[:0]
-
     def _carried(self, settled: str) -> tuple[int, ...]:
         """The tokens that a window begins with behind a cut, be it in this session or in one that goes on with it."""
-        tokens = self._vocabulary.encode(settled) if settled else []
-        n = len(tokens) if len(tokens) <= MOST_CARRIED else 0
-        return self._recognizer.carried(Hypothesis(tuple(tokens[:n]), (0.0,) * n, (0,) * n, stable=n), 0)
+        return self._recognizer.carried(settled_tokens(settled, self._vocabulary), 0)
 
     def _schedule(self, taken: list[tuple[_Stream, np.ndarray]]) -> list[_Work]:
         """Who speaks? Chunks -> what the recogniser must hear."""

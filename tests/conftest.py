@@ -1,5 +1,6 @@
 """Models for tests: a tiny random Whisper for everything but meaning, tiny.en for what needs real words."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,11 @@ settings.load_profile("asr-stream")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What others' packages warn of when they are loaded is none of our errors."""
+    """Cores are shared among the suite's processes; what others' packages warn of is none of our errors."""
+    if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of what tests start
+        torch.set_num_threads(threads)
     config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.load.*:DeprecationWarning")  # silero-vad
     config.addinivalue_line("filterwarnings", "ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper
 
