@@ -101,7 +101,7 @@ def error_against_delay(some: Sequence[Entry]) -> bytes | None:
             rate = entry.summary["wer"] * 100
             axes.axhline(rate, color=entry.colour, linestyle=":", label="offline, whole clip")
     axes.set_xlim(left=min(0, *axes.get_xlim()))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.05)  # room for the notes
     axes.set_xlabel(f"median delay of a word after its end, ms{_with_compute(points)}")
     axes.set_ylabel("word error rate, %")
     legend_above(axes)
