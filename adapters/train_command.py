@@ -190,7 +190,7 @@ def language(
     ] = 0.3,
     piece: Annotated[
         float, typer.Option(help="Nats for every piece: more makes deletions fewer and insertions more.")
-    ] = 0.4,
+    ] = 0.5,
 ) -> None:
     """Give the heads of a trunk what texts make likely; their search weighs it from then on."""
     from adapters.ancat.language import learn_language, read_texts

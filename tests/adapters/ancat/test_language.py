@@ -71,7 +71,7 @@ def test_the_command_gives_the_heads_of_a_trunk_a_language(tmp_path: Path) -> No
     assert "from 5 sentences" in told.output
     made = tmp_path / "ancat-tiny.en-language"
     config = json.loads((made / LANGUAGE_CONFIG).read_text())
-    assert (config["texts"], config["own"], config["piece"]) == (0.6, 0.3, 0.4)
+    assert (config["texts"], config["own"], config["piece"]) == (0.6, 0.3, 0.5)
     assert (made / LANGUAGE).is_file()
     after = [find(str(head)) for head in heads]
     assert [model.language for model in after] == [made, made]
