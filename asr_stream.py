@@ -214,7 +214,7 @@ def load_models(model: str, adapter: str | None, device: "torch.device") -> "tup
     if chosen.head is None:
         recognizer = WhisperRecognizer(for_serving(loading.causal(base, chosen.adapter).to(device)))
     else:
-        transducer = loading.transducer(base, chosen.adapter, chosen.head).to(device)
+        transducer = loading.transducer(base, chosen.adapter, chosen.head, chosen.language).to(device)
         rescorer = loading.rescorer(base, chosen.rescorer) if chosen.rescorer else None
         for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
         recognizer = TransducerRecognizer(transducer, rescorer)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from adapters import lora
 from adapters.shipped import AdapterError
 from asr.checkpoint import Whisper
+from asr.transducer.language import load_language
 from asr.transducer.model import Transducer, load_head
 from asr.transducer.rescorer import Rescorer
 
@@ -22,23 +23,28 @@ def causal(base: Whisper, adapter: Path | None) -> Whisper:
     return _merged(copy.deepcopy(base), adapter, lora.CARELESS)
 
 
-def transducer(base: Whisper, trunk: Path | None, head: Path) -> Transducer:
+def transducer(base: Whisper, trunk: Path | None, head: Path, language: Path | None = None) -> Transducer:
     """The head in `head` on a trunk made of a copy of `base`.
 
     Args:
         trunk: the trunk's adapter, or a causal Whisper's, of which the encoder is taken; None leaves the encoder as
             it is, for experiments.
+        language: folder of what texts make likely; None weighs none.
 
     Raises:
-        AdapterError: trunk or head are missing, or do not fit this model.
+        AdapterError: trunk, head or language are missing, or do not fit this model.
     """
     kind = lora.CARELESS if trunk and (trunk / lora.CARELESS.file).is_file() else lora.TRUNK
     encoder = _merged(copy.deepcopy(base), trunk, kind).encoder
     try:
-        return load_head(encoder, head)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(f"the head in {head} cannot be put on this model: {reason}") from error
+        model = load_head(encoder, head)
+    except _DAMAGED as error:
+        raise AdapterError(f"the head in {head} cannot be put on this model: {_reason(error)}") from error
+    try:
+        model.language = load_language(language, len(model.pieces)) if language else None
+    except _DAMAGED as error:
+        raise AdapterError(f"the texts in {language} cannot be weighed: {_reason(error)}") from error
+    return model
 
 
 def rescorer(base: Whisper, folder: Path) -> Rescorer:
@@ -55,6 +61,13 @@ def rescorer(base: Whisper, folder: Path) -> Rescorer:
             f"{folder / lora.RESCORER.file} has no weight: train the rescorer again, or set one from 0 to 1"
         ) from error
     return Rescorer(decoder, base.vocabulary, weight)
+
+
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _merged(model: Whisper, adapter: Path | None, kind: lora.Kind) -> Whisper:

@@ -14,7 +14,7 @@ from asr.weights import catalogue, locate
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 HEAD_FILE, HEAD_WEIGHTS = "head.json", ("head.safetensors", "pieces.model")  # asr/transducer/model.py's
-HEAD_LANGUAGE = "language.safetensors"  # of heads that weigh texts
+LANGUAGE_FILE, LANGUAGE_WEIGHTS = "language.json", "language.safetensors"  # asr/transducer/language.py's
 _TRANSDUCER = re.compile(r"ancat-[^-]+-.+")  # ancat-BASE-NAME
 
 
@@ -32,6 +32,7 @@ class Model:
     )  # of the causal Whisper, or of the trunk of a transducer; None leaves the base as it is
     head: Path | None = None  # of a transducer; None: words come from Whisper's own decoder
     rescorer: Path | None = None  # of a transducer: the adapter of the decoder that weighs hypotheses
+    language: Path | None = None  # of a transducer: what texts make likely, in the head's pieces
 
     @property
     def decides_when_to_wait(self) -> bool:
@@ -42,8 +43,8 @@ class Model:
     def files(self) -> list[Path]:
         """What we add, the most special first."""
         of_head = [self.head / name for name in HEAD_WEIGHTS] if self.head else []
-        if self.head and (self.head / HEAD_LANGUAGE).is_file():
-            of_head += [self.head / HEAD_LANGUAGE, self.head / HEAD_FILE]  # the latter has the weights
+        if self.language:
+            of_head += [self.language / LANGUAGE_WEIGHTS, self.language / LANGUAGE_FILE]
         adapters = [folder / ADAPTER_WEIGHTS for folder in (self.adapter, self.rescorer) if folder]
         return [*of_head, *adapters]
 
@@ -97,6 +98,11 @@ def rescorer_name(trunk: str) -> str:
     return f"{trunk}-rescorer"
 
 
+def language_name(trunk: str) -> str:
+    """The folder of what texts make likely, for the heads of a trunk."""
+    return f"{trunk}-language"
+
+
 def _given(adapter: str) -> Path | None:
     return None if adapter == "none" else Path(adapter)
 
@@ -127,12 +133,29 @@ def _trunk(head: Path) -> Path:
 
 
 def _transducer(base: str, trunk: Path | None, head: Path) -> Model:
-    """With the rescorer of its trunk, if there is one: beside the head, or beside the trunk."""
+    """With what the heads of its trunk share, if there is any: beside the head, or beside the trunk."""
     if trunk is None:
         return Model(base, None, head)
-    places = [folder.resolve().parent / rescorer_name(trunk.name) for folder in (head, trunk)]
-    rescorer = next((place for place in places if (place / ADAPTER_FILE).is_file()), None)
-    return Model(base, trunk, head, rescorer)
+    near = [folder.resolve().parent for folder in (head, trunk)]
+    rescorers = [place / rescorer_name(trunk.name) for place in near]
+    rescorer = next((folder for folder in rescorers if (folder / ADAPTER_FILE).is_file()), None)
+    languages = [head, *(place / language_name(trunk.name) for place in near)]  # a head may have its own
+    language = next((folder for folder in languages if _of_the_same_pieces(folder, head)), None)
+    return Model(base, trunk, head, rescorer, language)
+
+
+def _of_the_same_pieces(language: Path, head: Path) -> bool:
+    """Whether texts are told there in what a head says; where they are in others, they are another head's."""
+    config, pieces = language / LANGUAGE_FILE, head / HEAD_WEIGHTS[1]
+    if not config.is_file() or not pieces.is_file():
+        return False
+    try:
+        of = json.loads(config.read_text(encoding="utf-8"))["pieces"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"{config} does not say which pieces it is of: train the language again"
+        ) from error
+    return bool(of == hashlib.sha256(pieces.read_bytes()).hexdigest())
 
 
 def _fact(head: Path, name: str) -> str:

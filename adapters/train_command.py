@@ -175,7 +175,12 @@ def language(
         typer.Argument(help="Plain texts, or manifests (.jsonl) whose texts are taken.", exists=True),
     ],
     head: Annotated[
-        list[Path], typer.Option(help="Folder of a head as `train ancat` writes it; several.", exists=True)
+        Path,
+        typer.Option(
+            help="Folder of a head as `train ancat` writes it; those beside it that share its trunk and its "
+            "pieces weigh the texts, too.",
+            exists=True,
+        ),
     ],
     weight: Annotated[
         float, typer.Option(min=0, help="Of the texts' log-probabilities beside those of what is heard.")
@@ -185,27 +190,27 @@ def language(
     ] = 0.3,
     piece: Annotated[
         float, typer.Option(help="Nats for every piece: more makes deletions fewer and insertions more.")
-    ] = 0.4,
+    ] = 0.5,
 ) -> None:
-    """Give heads of transducers what texts make likely; the search weighs it from then on."""
+    """Give the heads of a trunk what texts make likely; their search weighs it from then on."""
     from adapters.ancat.language import learn_language, read_texts
-    from adapters.shipped import find
-    from asr.transducer.language import Weights
-    from asr.transducer.model import PIECES, set_language
+    from adapters.shipped import find, language_name
+    from asr.transducer.language import Weights, save_language
+    from asr.transducer.model import PIECES
     from asr.transducer.pieces import Pieces
 
-    said = list(read_texts(texts))
+    chosen = find(str(head))
+    if chosen.head is None or chosen.adapter is None:
+        raise ValueError(f"{head} is no head of a transducer")
+    said, pieces = list(read_texts(texts)), Pieces.read(chosen.head / PIECES)
     house: House = context.obj
-    for folder in head:
-        chosen = find(str(folder)).head
-        if chosen is None:
-            raise ValueError(f"{folder} is no head of a transducer")
-        with house.progress("reading") as show:
-            show(0, 1, f"{len(said)} sentences")
-            learnt = learn_language(said, Pieces.read(chosen / PIECES), Weights(weight, own, piece))
-        set_language(chosen, learnt)
-        n = sum(len(grams.pieces) for grams in learnt.grams)
-        typer.echo(f"{folder} weighs {n} runs of pieces from {len(said)} sentences")
+    with house.progress("reading") as show:
+        show(0, 1, f"{len(said)} sentences")
+        learnt = learn_language(said, pieces, Weights(weight, own, piece))
+    folder = chosen.head.resolve().parent / language_name(chosen.adapter.name)
+    save_language(learnt, folder, pieces)
+    n = sum(len(grams.pieces) for grams in learnt.grams)
+    typer.echo(f"{folder} has {n} runs of pieces from {len(said)} sentences")
 
 
 @app.command()

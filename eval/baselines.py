@@ -30,6 +30,8 @@ SLACK_S = 0.1  # times of the same word differ so much between hypotheses
 class BaselineSession(ABC):
     """A conversation about one utterance; see streaming/session.py for what the methods mean."""
 
+    waits = None
+
     def __init__(self, decoder: OfflineDecoder, options: SessionOptions) -> None:
         self.closed = False
         self._decoder = decoder

@@ -13,6 +13,7 @@ RATES = {"edits": "WER, streaming", "final_edits": "WER, finals"}  # by their ke
 OTHERS = (  # name, path in report.json, factor, unit
     ("Word shown after its end, median", ("emission_delay_ms", "p50"), 1, "ms"),
     ("the same with compute", ("computation_aware", "emission_delay_ms", "p50"), 1, "ms"),
+    ("Latency of the schedule, mean of frames", ("schedule_latency_ms", "frames", "mean"), 1, "ms"),
     ("Words withdrawn per word kept", ("revision_rate",), 100, "%"),
     ("Compute / audio", ("rtf",), 1, ""),
 )

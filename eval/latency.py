@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from asr.transducer.trunk import FEATURE_MS, FRONT_END_MS
 from eval.datasets import TimedWord
 from eval.trace import Trace
 from eval.wer import Edits, count_edits, matching_words, word_key
@@ -163,6 +164,17 @@ def percentiles(values: Sequence[float], points: Sequence[int]) -> dict[str, flo
     if not values or math.isnan(math.fsum(values)):
         return None
     return {f"p{point}": round(float(np.percentile(values, point)), 3) for point in points}
+
+
+def summary(values: Sequence[float]) -> dict[str, float] | None:
+    """mean, p50, p90, max; None of nothing."""
+    points = percentiles(values, (50, 90))
+    return points and {"mean": round(float(np.mean(values)), 3), **points, "max": round(max(values), 3)}
+
+
+def schedule_latency_ms(waits: Sequence[int]) -> list[float]:
+    """Of frames by how many each waited for ([n]: those that waited for n): from their own end on, compute apart."""
+    return [FRONT_END_MS + FEATURE_MS * n for n, frames in enumerate(waits) for _ in range(frames)]
 
 
 def _start_s(reference: Sequence[TimedWord], i: int) -> float:

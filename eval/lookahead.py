@@ -28,7 +28,7 @@ from asr.transducer.schedule import Policy, named
 from asr.transducer.search import TransducerSearch
 from asr.transducer.trunk import FEATURE_MS, FRONT_END_MS, SAMPLES_PER_FEATURE
 from eval.datasets import DatasetError, Utterance
-from eval.latency import percentiles
+from eval.latency import summary
 from eval.log import fingerprint
 from eval.report import write_json
 from eval.run import EvaluationError
@@ -89,8 +89,8 @@ class Tally:
             "deletions": total.deletions,
             "insertions": total.insertions,
             "reference_words": total.reference_words,
-            "latency_ms": _summary(self.latency_ms),
-            "emitting_latency_ms": _summary(self.emitting_ms),
+            "latency_ms": summary(self.latency_ms),
+            "emitting_latency_ms": summary(self.emitting_ms),
             "mean_span": [float(np.average(widths, weights=layer)) for layer in self.spans],
             "spans": self.spans,
             "clips": [[one.errors, one.reference_words] for one in edits],
@@ -259,13 +259,6 @@ def _padded(clips: Sequence[Samples]) -> tuple[Tensor, Tensor]:
     for row, clip in zip(samples, clips, strict=True):
         row[: len(clip)] = torch.from_numpy(clip)
     return samples, lengths
-
-
-def _summary(values: Sequence[float]) -> Row | None:
-    """mean, p50, p90, max; None of nothing."""
-    if not values:
-        return None
-    return {"mean": float(np.mean(values)), **(percentiles(values, (50, 90)) or {}), "max": max(values)}
 
 
 def _fingerprint(utterances: Sequence[Utterance]) -> str:

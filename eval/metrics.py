@@ -70,6 +70,7 @@ def summarize(measured: Sequence[Measured]) -> dict[str, Any]:
         "finish_compute_ms": _compute_ms(step for step in steps if step.finishes),
         **_delays(measured, lambda moment: moment.audio_ms),
         "computation_aware": _delays(measured, lambda moment: moment.clock_ms),
+        "schedule_latency_ms": _schedule(measured),
         "revision_rate": _ratio(
             sum(one.revisions.withdrawn for one in measured), sum(one.revisions.kept for one in measured)
         ),
@@ -177,6 +178,19 @@ def _delays(measured: Sequence[Measured], clock: Callable[[Moment], float]) -> d
         "emission_delay_ms": latency.percentiles(emission, (50, 90, 95)),
         "final_delay_ms": latency.percentiles(final, (50, 95)),
         "first_word_ms": latency.percentiles(first, (50, 95)),
+    }
+
+
+def _schedule(measured: Sequence[Measured]) -> dict[str, Any]:
+    """How late frames are by the schedule that was served, of all clips in which something was said or not at all."""
+    traces = [one.trace for one in measured]
+    known = [trace.waits for trace in traces if trace.waits is not None]
+    if not known or any(trace.waits is None and trace.finals for trace in traces):
+        return {}
+    total = sum(known[1:], start=known[0])
+    return {
+        "frames": latency.summary(latency.schedule_latency_ms(total.frames)),
+        "emitting": latency.summary(latency.schedule_latency_ms(total.emitting)),
     }
 
 

@@ -16,6 +16,7 @@ DEFINITIONS = (
     ("Settled after", "the same until it was promised not to change."),
     ("With compute", "the time that the answer took is added, queues included."),
     ("RWER, ARWER", "errors at every chunk end against the words begun by then, and by the end of its compute."),
+    ("Schedule", "from a frame's end until all that it waits for has come, front end included; all frames."),
     ("Withdrawn", "words taken back from the screen per word kept."),
     ("Compute / audio", "seconds of compute per second of audio, one stream, second pass included."),
 )  # fmt: skip
@@ -23,8 +24,8 @@ DEFINITIONS = (
 
 def headline(entries: Sequence[Entry]) -> Table:
     """The few numbers that a decision is made on, a line for each system."""
-    head = ("", "WER", "finals", "shown after, median / 95 %", "with compute", "settled after", "withdrawn",
-            "compute / audio")  # fmt: skip
+    head = ("", "WER", "finals", "shown after, median / 95 %", "with compute", "settled after",
+            "schedule, mean / 90 %", "withdrawn", "compute / audio")  # fmt: skip
     return _without_empty_columns(Table(head, tuple(_headline_row(entry) for entry in entries)))
 
 
@@ -73,6 +74,7 @@ def _headline_row(entry: Entry) -> tuple[str, ...]:
         _two(summary.get("emission_delay_ms")),
         _two(aware.get("emission_delay_ms")),
         _two(summary.get("final_delay_ms")),
+        _schedule(value_at(summary, ("schedule_latency_ms", "frames"))),
         withdrawn,
         compute,
     )
@@ -133,6 +135,8 @@ def _measures(entries: Sequence[Entry]) -> Table:
         ("with compute", *points("computation_aware", "final_delay_ms")),
         ("first word after, ms", *points("first_word_ms")),
         ("with compute", *points("computation_aware", "first_word_ms")),
+        ("schedule, all frames, ms", *points("schedule_latency_ms", "frames")),
+        ("frames that said something", *points("schedule_latency_ms", "emitting")),
         ("withdrawn", *percent("revision_rate")),
         ("compute per chunk, ms", *points("chunk_compute_ms")),
         ("compute per end of utterance, ms", *points("finish_compute_ms")),
@@ -194,8 +198,12 @@ def _two(values: Mapping[str, float] | None) -> str:
     return f"{values['p50']:.0f} / {values['p95']:.0f} ms" if values else ""
 
 
+def _schedule(values: Mapping[str, float] | None) -> str:
+    return f"{values['mean']:.0f} / {values['p90']:.0f} ms" if values else ""
+
+
 def _points(values: Mapping[str, float] | None) -> str:
-    names = {"p50": "median", "p90": "90 %", "p95": "95 %", "max": "max"}
+    names = {"mean": "mean", "p50": "median", "p90": "90 %", "p95": "95 %", "max": "max"}
     return ", ".join(f"{names[point]} {value:.0f}" for point, value in values.items()) if values else ""
 
 

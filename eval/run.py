@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from asr.audio import SAMPLE_RATE, Samples
+from asr.transducer.schedule import Waits
 from eval.trace import Step, Trace
 from streaming.events import Closed, Event, Fault
 from streaming.session import SessionOptions
@@ -22,6 +23,8 @@ class EvaluationError(RuntimeError):
 class Conversation(Protocol):
     """What is needed of a session (streaming/session.py)."""
 
+    @property
+    def waits(self) -> Waits | None: ...
     def receive_samples(self, samples: Samples) -> None: ...
     def finish(self) -> None: ...
     def events(self) -> list[Event]: ...
@@ -121,7 +124,8 @@ class _Hearing:
     def trace(self, cpu_s: float = math.nan) -> Trace:
         if not any(isinstance(event, Closed) for event in self._steps[-1].events):
             raise EvaluationError(f"{self.utterance_id}: the session did not close after its audio ended")
-        return Trace(self.utterance_id, len(self.samples) / SAMPLE_RATE, tuple(self._steps), cpu_s)
+        audio_s, steps = len(self.samples) / SAMPLE_RATE, tuple(self._steps)
+        return Trace(self.utterance_id, audio_s, steps, cpu_s, self.session.waits)
 
 
 def _work(engine: Recogniser) -> None:

@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from asr.transducer.schedule import Waits
 from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
 
 _EVENTS: dict[str, type[Event]] = {
@@ -36,6 +37,7 @@ class Trace:
     audio_s: float
     steps: tuple[Step, ...]
     cpu_s: float = math.nan  # of all threads, unlike the wall clock of the steps
+    waits: Waits | None = None  # of a model with a schedule
 
     @property
     def compute_s(self) -> float:
@@ -61,6 +63,7 @@ class Trace:
             "id": self.utterance_id,
             "audio_s": self.audio_s,
             "cpu_s": _null_if_nan(self.cpu_s),
+            **({} if self.waits is None else {"waits": asdict(self.waits)}),
             "steps": [
                 {
                     "audio_ms": step.audio_ms,
@@ -82,7 +85,10 @@ class Trace:
             )
             for step in row["steps"]
         )
-        return cls(row["id"], row["audio_s"], steps, _nan_if_null(row.get("cpu_s")))
+        waits = (
+            Waits(**{key: tuple(counts) for key, counts in row["waits"].items()}) if "waits" in row else None
+        )
+        return cls(row["id"], row["audio_s"], steps, _nan_if_null(row.get("cpu_s")), waits)
 
 
 def _null_if_nan(seconds: float) -> float | None:

@@ -330,6 +330,7 @@ class Engine:
             self._state, stream.row, stream.guidance, behind=utterances.silence
         ):
             self._show(stream, hypothesis)
+        self._count_waits(stream)
         samples, start, end = utterances.audio(), utterances.start, stream.heard
         assert start is not None
         rescoring = self._rescoring(stream, samples)
@@ -356,6 +357,7 @@ class Engine:
         before, feed = utterances.turn()
         self._forget_voices(stream)
         self._recognizer.flush(self._state, stream.row, stream.guidance, behind=len(feed.samples))
+        self._count_waits(stream)
         words = self._recognizer.words(self._state, stream.row, window)
         said = self._recognizer.said(self._state, stream.row)
         cut_s = len(before) / SAMPLE_RATE
@@ -371,6 +373,12 @@ class Engine:
             bookmark = Bookmark(cut_ms, cut_ms, stream.ms(stream.heard), settled)
             self._finalise(stream, kept, before, start, bookmark, rescoring)
         return _Work(stream, feed, Verdict.GO_ON, self._carried(settled))
+
+    def _count_waits(self, stream: _Stream) -> None:
+        """Of the window that ends; what is heard again behind a cut counts in both."""
+        waits = self._recognizer.waits(self._state, stream.row)
+        if waits is not None:
+            stream.session.waited(waits)
 
     def _forget_voices(self, stream: _Stream) -> None:
         """Voice activity begins anew: what is heard behind a final does not depend on what was before it.

@@ -16,6 +16,7 @@ from asr.encoder import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, EncoderState
 from asr.mel import LogMel, MelState
 from asr.search import Hypothesis, SearchState
 from asr.timing import TimedWord, calibration, timed_words, upper_heads
+from asr.transducer.schedule import Waits
 from asr.words import Words
 from streaming.endpoint import samples_in
 from streaming.final_pass import Rescoring
@@ -106,6 +107,10 @@ class Recognizer(Protocol[S]):
 
         None where the search's own choice stands.
         """
+        ...
+
+    def waits(self, state: S, row: int) -> Waits | None:
+        """How long the frames of `row` waited for others, once its window has ended; None where none is scheduled."""
         ...
 
 
@@ -214,3 +219,7 @@ class WhisperRecognizer:
     @staticmethod
     def rescoring(state: WhisperState, row: int, samples: Samples) -> None:
         """Nothing to choose: its decoder has judged the hypotheses all along."""
+
+    @staticmethod
+    def waits(state: WhisperState, row: int) -> None:
+        """Nothing is scheduled: words come when they are due."""

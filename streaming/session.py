@@ -12,6 +12,7 @@ from asr.audio import Encoding, PcmDecoder
 from asr.biasing import DEFAULT_BOOST, MAX_BEAM, MAX_BOOST, MAX_PROMPT_CHARS, checked_hotwords
 from asr.checkpoint import LONGEST_DELAY_S
 from asr.encoder import SAMPLES_PER_FRAME
+from asr.transducer.schedule import Waits
 from streaming.endpoint import milliseconds, samples_in
 from streaming.events import Bookmark, Closed, Event, Fault, Final
 
@@ -102,6 +103,7 @@ class Session:
         self.notify = notify
         self.closed = False
         self.decoded_ms = options.start_ms
+        self.waits: Waits | None = None  # of all windows that ended; None of models without a schedule
         self._wake = wake
         self._lock = threading.Lock()
         self._pcm = PcmDecoder(options.encoding, options.sample_rate, options.channels)
@@ -221,6 +223,10 @@ class Session:
     def decoded(self, position: int) -> None:
         """All audio up to `position` (samples) has been heard by the model."""
         self.decoded_ms = self._origin_ms(position)
+
+    def waited(self, waits: Waits) -> None:
+        """A window ended, whose frames have waited so long."""
+        self.waits = waits if self.waits is None else self.waits + waits
 
     def put(self, *events: Event) -> None:
         with self._lock:

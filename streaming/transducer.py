@@ -17,12 +17,13 @@ from asr.device import handed_over, upload
 from asr.mel import LogMel, MelState
 from asr.search import Hypothesis
 from asr.timing import TimedWord
-from asr.transducer.executor import Executor, ExecutorState
+from asr.transducer.executor import Executor, ExecutorState, Ready
 from asr.transducer.model import Transducer
 from asr.transducer.rescorer import MOST, Rescorer
+from asr.transducer.schedule import Waits
 from asr.transducer.search import TransducerHypothesis, TransducerSearchState
 from asr.transducer.timing import timed_words
-from asr.transducer.trunk import FRONT_END_MS, SAMPLES_PER_FEATURE, TrunkState
+from asr.transducer.trunk import FRONT_END_MS, SAMPLES_PER_FEATURE, STACK, TrunkState
 from asr.words import Words
 from streaming.endpoint import samples_in
 from streaming.final_pass import Rescoring
@@ -41,6 +42,7 @@ class TransducerState:
     trunk: TrunkState
     executor: ExecutorState
     search: TransducerSearchState
+    waited: Tensor  # (S, lookahead + 1) int64, frames that waited for so many
 
 
 class TransducerRecognizer:
@@ -80,6 +82,7 @@ class TransducerRecognizer:
             self.model.trunk.init_state(rows),
             self.executor.init_state(rows),
             self.search.init_state(rows),
+            torch.zeros(rows, self.executor.lookahead + 1, dtype=torch.int64),
         )
 
     def reset(
@@ -94,6 +97,7 @@ class TransducerRecognizer:
         self.mel.reset(state.mel, rows)
         self.model.trunk.reset(state.trunk, rows)
         self.executor.reset(state.executor, rows)
+        state.waited[rows] = 0
         guidance = guidance or [Guidance()] * len(rows)
         self.search.reset(
             state.search,
@@ -140,6 +144,14 @@ class TransducerRecognizer:
         frames = handed_over(self.model.trunk.heard(state.trunk, row))
         return lambda: self._timed(rescorer.best(frames(), hypotheses, pieces), samples)
 
+    def waits(self, state: TransducerState, row: int) -> Waits:
+        """As the executor counted them, and of what the search has said."""
+        said = state.search.rows[row].hypothesis()
+        emitting = torch.zeros_like(state.waited[row])
+        for at, heard in dict(zip(said.at, said.frames, strict=True)).items():
+            emitting[heard // STACK - 1 - at] += 1
+        return Waits(tuple(state.waited[row].tolist()), tuple(emitting.tolist()))
+
     def _timed(self, said: TransducerHypothesis, samples: Samples) -> list[TimedWord]:
         return timed_words(said, self.model.pieces, samples=samples, lateness=self.model.lateness)
 
@@ -150,4 +162,14 @@ class TransducerRecognizer:
         mel, _ = self.mel.step(upload(samples, self.model.device), state.mel, rows)
         features, _ = self.model.trunk.step(mel, state.trunk, rows)
         ready, _ = self.executor.step(features.float(), state.executor, rows, ending=ending)
+        self._count(ready, state, rows)
         return self.search.step(ready.frames, ready.counts, ready.done, state.search, rows)
+
+    @staticmethod
+    def _count(ready: Ready, state: TransducerState, rows: Tensor) -> None:
+        """Notes how long the frames of a step have waited."""
+        ahead = torch.arange(ready.done.shape[1])
+        row, i = (ahead < ready.counts[:, None]).nonzero(as_tuple=True)
+        numbers = (state.executor.layers[-1].n_out[rows] - ready.counts)[:, None] + ahead
+        waited = (ready.done - numbers)[row, i]
+        state.waited.index_put_((rows[row], waited), torch.ones_like(waited), accumulate=True)

@@ -407,6 +407,10 @@ def test_a_transducer_is_evaluated_like_any_other(cli, head: Path, tmp_path: Pat
     assert (report["delay_ms"], report["final_pass"]) == (0, "none")
     assert report["word_times"] == "the reference aligned by tiny.en (1)"
     assert [one["model"] for one in report["baselines"].values()] == ["tiny.en"]
+    latency = report["schedule_latency_ms"]["frames"]
+    assert 12.5 <= latency["p50"] <= latency["p90"] <= latency["max"]
+    assert "schedule, mean / 90 %" in done.stdout
+    assert "schedule_latency_ms" not in report["baselines"]["offline"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from asr.transducer.pieces import Pieces, normalise
 
 LONGEST = MERGED + 1  # pieces of an n-gram: what the search tells apart, and the next one
 # Times that an n-gram of 1, 2, ... pieces was seen at least; rarer ones take space only.
-SEEN = (1, 1, 2, 3, 4)
+SEEN = (1, 1, 1, 2, 2)
 DISCOUNT = 0.75  # Kneser and Ney's, of every count
 SPOKEN = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint"}
 _ABBREVIATION = re.compile(r"\b(" + "|".join(SPOKEN) + r")\b\.?", re.IGNORECASE)

@@ -213,7 +213,7 @@ def train(
         if not some:
             raise ValueError(f"{name} has no transcribed clips of a length that can be used")
     base = load(chosen.base)
-    model = loading.transducer(base, chosen.adapter, chosen.head).to(device)
+    model = loading.transducer(base, chosen.adapter, chosen.head, chosen.language).to(device)
     start = shipped(chosen.base) if recipe.rank == Recipe.rank else None
     corpus = Corpus(clips, model.pieces)
     trainer = Trainer(model, base.to(device), corpus, recipe, out / "rescorer", start)

@@ -8,17 +8,20 @@ transducer.
 The n-grams are interpolated: p(y | c) = share of y behind c + rest of c * p(y | c without its oldest piece).
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-LANGUAGE = "language.safetensors"
+from asr.transducer.pieces import Pieces
+
+LANGUAGE, LANGUAGE_CONFIG = "language.safetensors", "language.json"
 LEAST = 1e-7  # probability of a piece that no text holds
 
 Floats = NDArray[np.float32]
@@ -97,26 +100,32 @@ def code_of(pieces: Sequence[int], n_pieces: int) -> int:
     return code
 
 
-def save_language(language: Language, directory: Path) -> dict[str, Any]:
-    """Writes the n-grams into a head's folder, and says what its `head.json` is to hold as "language"."""
+def save_language(language: Language, directory: Path, pieces: Pieces) -> None:
+    """Writes a folder: the n-grams, and beside them their weights, and the hash of the pieces that they are of."""
+    directory.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{n}.{name}": np.ascontiguousarray(values)
         for n, grams in enumerate(language.grams, 1)
         for name, values in asdict(grams).items()
     }
-    part = directory / (LANGUAGE + ".part")
-    part.write_bytes(save(tensors))
-    os.replace(part, directory / LANGUAGE)
-    return asdict(language.weights)
+    of = hashlib.sha256(pieces.model).hexdigest()
+    config = json.dumps({"pieces": of, **asdict(language.weights)}, indent=1) + "\n"
+    # What names the folder a language is written last: one that is cut short is none.
+    for name, content in ((LANGUAGE, save(tensors)), (LANGUAGE_CONFIG, config.encode())):
+        part = directory / (name + ".part")
+        part.write_bytes(content)
+        os.replace(part, directory / name)
 
 
-def load_language(directory: Path, n_pieces: int, weights: Weights) -> Language:
+def load_language(directory: Path, n_pieces: int) -> Language:
     """What `save_language` wrote.
 
     Raises:
-        OSError, KeyError, ValueError: nothing there, or not what it should be.
+        OSError, KeyError, TypeError, ValueError: nothing there, or not what it should be.
     """
+    config = json.loads((directory / LANGUAGE_CONFIG).read_text())
     tensors = load_file(directory / LANGUAGE)
     lengths = sorted({int(name.partition(".")[0]) for name in tensors})
     names = Grams.__dataclass_fields__
-    return Language([Grams(*(tensors[f"{n}.{name}"] for name in names)) for n in lengths], n_pieces, weights)
+    grams = [Grams(*(tensors[f"{n}.{name}"] for name in names)) for n in lengths]
+    return Language(grams, n_pieces, Weights(*(config[name] for name in Weights.__dataclass_fields__)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from asr.encoder import Encoder
 from asr.transducer.encoder import AdaptiveEncoder, EncoderDims
 from asr.transducer.joiner import Joiner, Predictor
-from asr.transducer.language import Language, Weights, load_language, save_language
+from asr.transducer.language import Language
 from asr.transducer.pieces import Pieces
 from asr.transducer.schedule import Policy, named
 from asr.transducer.search import TransducerSearch
@@ -92,16 +92,7 @@ def save_head(model: Transducer, directory: Path, facts: Mapping[str, Any]) -> N
 
 def set_lateness(directory: Path, lateness: Lateness) -> None:
     """Notes in a head that is there how late it says what it hears."""
-    _set(directory, "lateness", asdict(lateness))
-
-
-def set_language(directory: Path, language: Language) -> None:
-    """Gives a head that is there what texts make likely, in place of what it had."""
-    _set(directory, "language", save_language(language, directory))
-
-
-def _set(directory: Path, fact: str, value: Any) -> None:
-    config = json.loads((directory / HEAD_CONFIG).read_text()) | {fact: value}
+    config = json.loads((directory / HEAD_CONFIG).read_text()) | {"lateness": asdict(lateness)}
     _write(directory / HEAD_CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 
@@ -121,8 +112,6 @@ def load_head(encoder: Encoder, directory: Path) -> Transducer:
     model = Transducer(Trunk(encoder), Pieces.read(directory / PIECES), EncoderDims(**config["dims"]))
     model.policy = named(config.get("policy", "adaptive"), model.dims.layers)
     model.lateness = Lateness(**(config.get("lateness") or {}))
-    if config.get("language"):
-        model.language = load_language(directory, len(model.pieces), Weights(**config["language"]))
     state = {k: v.float() for k, v in load_file(directory / HEAD).items()}
     model.load_head(state)
     return model.eval().requires_grad_(False)

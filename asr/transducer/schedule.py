@@ -5,6 +5,7 @@ working-out of it. Spans and latencies count frames of 40 ms.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -141,6 +142,19 @@ def completion(spans: list[Tensor], lengths: Tensor) -> Tensor:
         reach = torch.minimum(at + layer, torch.maximum(last, at))  # beyond a row's end nothing matters
         done = done.gather(1, reach).cummax(dim=1).values
     return done
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Frames counted by how many others each waited for: `completion` less its own number, of hard masks alone."""
+
+    frames: tuple[int, ...]  # [n]: those that waited for n
+    emitting: tuple[int, ...]  # likewise, of those at which something was said
+
+    def __add__(self, other: "Waits") -> "Waits":
+        """Of one schedule both."""
+        pairs = ((self.frames, other.frames), (self.emitting, other.emitting))
+        return Waits(*(tuple(a + b for a, b in zip(*pair, strict=True)) for pair in pairs))
 
 
 def soft_completion(rights: list[Tensor]) -> Tensor:

@@ -130,12 +130,22 @@ def test_a_transducer_is_put_together(make_tiny: Callable[[int], Whisper], tmp_p
     (causal / lora.CARELESS.file).unlink()
     with pytest.raises(AdapterError, match="not taught what this version asks of a trunk"):
         loading.transducer(base, causal, head)
+    with pytest.raises(AdapterError, match=r"texts in .*elsewhere cannot be weighed"):
+        loading.transducer(base, trunk, head, tmp_path / "elsewhere")
     (head / "head.safetensors").write_bytes(b"cut")
     with pytest.raises(AdapterError, match="cannot be put on this model"):
         loading.transducer(base, trunk, head)
     (head / "pieces.model").unlink()
     with pytest.raises(AdapterError, match=r"pieces\.model"):
         loading.transducer(base, trunk, head)
+
+
+@pytest.mark.parametrize("name", ["ancat-tiny.en-80", "ancat-tiny.en-320"])
+def test_shipped_transducers_share_what_they_can(name: str) -> None:
+    found = find(name)
+    folders = ("ancat-tiny.en", "ancat-tiny.en-rescorer", "ancat-tiny.en-language")
+    assert (found.adapter, found.rescorer, found.language) == tuple(shipped.WEIGHTS / one for one in folders)
+    assert found.language / "language.safetensors" in found.files
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ MAN = WORDS.index("man")
 class ScriptedSession:
     """Puts out one word per chunk, promises all but the newest; its second pass turns "man" into "a man"."""
 
+    waits = None
+
     def __init__(self, final_pass: str, fatal: Event | None) -> None:
         self._final_pass, self._fatal = final_pass, fatal
         self._heard: list[int] = []

@@ -142,7 +142,7 @@ def test_what_is_measured_at_once_is_what_streams_say_and_when(
             "p90": np.percentile(true, 90),
             "max": max(true),
         }
-        assert found == pytest.approx(expected)
+        assert found == pytest.approx(expected, abs=5e-4)  # rounded to microseconds
     n_frames = len(latency_ms)
     assert np.array(row["spans"]).sum(axis=1).tolist() == [n_frames] * LAYERS
     if policy == "causal":

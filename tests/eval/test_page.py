@@ -57,6 +57,17 @@ def test_the_headline_comes_first_and_the_pictures_before_the_details() -> None:
     assert "| speaker 1 | 1 | 2 | 50.0% | 50.0% |" in text
 
 
+def test_a_schedule_is_told_where_there_is_one() -> None:
+    reports = sweep(baselines=["offline"])
+    assert "schedule" not in page(entries(reports)).as_markdown().split("## What the numbers mean")[0]
+    latency = {"mean": 69.4, "p50": 52.5, "p90": 172.5, "max": 572.5}
+    next(iter(reports.values())).summary["schedule_latency_ms"] = {"frames": latency}
+    text = page(entries(reports)).as_markdown()
+    assert "schedule, mean / 90 %" in headline(entries(reports)).head
+    assert "| 69 / 172 ms |" in text
+    assert "| schedule, all frames, ms | mean 69, median 52, 90 % 172, max 572 |" in text
+
+
 def test_all_files_and_the_page_of_its_own(tmp_path: Path) -> None:
     written = page(entries(sweep([100, 300, 500, 1000], ["local-agreement"])))
     written.write(tmp_path)

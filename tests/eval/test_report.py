@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asr.transducer.schedule import Waits
 from eval.datasets import TimedWord, Utterance
 from eval.report import kept_entries, report, write_atomically, write_json
 from eval.trace import Step, Trace
@@ -39,6 +40,24 @@ ANN = recognised(
 )
 BOB = recognised("2", "dog", "Dog.", text="a dog", speaker="bob", corpus="pets")
 UNKNOWN = recognised("3", "hm well", "well")
+
+
+def test_the_latency_of_a_schedule_is_of_all_clips_or_absent() -> None:
+    """Frames of 40 ms, which the front end's 12.5 ms come upon."""
+
+    def waiting(one: tuple[Utterance, Trace], *waits: tuple[int, ...]) -> tuple[Utterance, Trace]:
+        return one[0], replace(one[1], waits=Waits(*waits))
+
+    clips = [waiting(ANN, (6, 0, 2), (0, 0, 1)), waiting(BOB, (1, 1, 0), (0, 0, 0))]
+    silent = replace(UNKNOWN[1], steps=())  # no window was opened, so nothing waited
+    summary = report(SETTINGS, [*clips, (UNKNOWN[0], silent)], MACHINE).summary
+    assert summary["schedule_latency_ms"] == {
+        "frames": {"mean": 32.5, "p50": 12.5, "p90": 92.5, "max": 92.5},
+        "emitting": {"mean": 92.5, "p50": 92.5, "p90": 92.5, "max": 92.5},
+    }
+    assert "emitting" not in report(SETTINGS, clips[1:], MACHINE).summary["schedule_latency_ms"]
+    for unknown in ([*clips, UNKNOWN], [ANN, BOB]):
+        assert "schedule_latency_ms" not in report(SETTINGS, unknown, MACHINE).summary
 
 
 def test_every_key_and_number_of_the_report() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+from asr.transducer.schedule import Waits
 from eval.trace import Step, Trace
 from streaming.events import Closed, Endpoint, Fault, Final, Partial, Word
 
@@ -38,6 +39,12 @@ def test_a_trace_survives_its_file_but_for_the_words_of_partials() -> None:
     [first, *rest] = HELLO.steps
     wordless = replace(first, events=(Partial(0, "hallo", 0, 300),))
     assert Trace.from_json(json.loads(json.dumps(HELLO.as_json()))) == replace(HELLO, steps=(wordless, *rest))
+
+
+def test_how_long_frames_waited_goes_with_it() -> None:
+    waited = replace(HELLO, steps=(), waits=Waits((20, 0, 7), (0, 0, 3)))
+    assert Trace.from_json(json.loads(json.dumps(waited.as_json()))) == waited
+    assert "waits" not in HELLO.as_json()
 
 
 def test_what_was_not_measured_is_null_in_files_and_not_a_number_here() -> None:

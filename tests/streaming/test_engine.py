@@ -170,6 +170,13 @@ def test_contract(make_engine: Callable[..., Engine], check: Check) -> None:
     check(EngineSubject(make_engine))
 
 
+def test_a_model_without_a_schedule_tells_of_none(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(1)
+    session = engine.open(NO_SECOND_PASS)
+    assert any(isinstance(event, Final) for event in converse(engine, session, TWO_UTTERANCES))
+    assert session.waits is None
+
+
 def test_sessions_with_other_chunks_equal_each_alone(make_engine: Callable[..., Engine]) -> None:
     chunks = (100, 400, 1000)
     options = [SessionOptions(chunk_ms=chunk_ms, final_pass="none") for chunk_ms in chunks]

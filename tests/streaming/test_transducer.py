@@ -14,8 +14,10 @@ from torch import Tensor
 import streaming.engine
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
+from asr.mel import LogMel
 from asr.transducer.model import load_head, save_head
 from asr.transducer.rescorer import Rescorer
+from asr.transducer.schedule import Waits, completion
 from kernels.int8_linear import padded
 from streaming.endpoint import EndpointOptions, samples_in
 from streaming.engine import Engine
@@ -117,6 +119,14 @@ def test_a_flushed_window_has_said_what_the_whole_of_it_says(n: int, beam: int) 
     counts = torch.tensor([frames.shape[1]])
     (whole,) = recognizer.search.step(frames, counts, schedule.done, search, row * 0)
     assert (said.tokens, said.frames) == (whole.tokens, whole.frames)
+    waited = completion(schedule.spans, counts)[0] - torch.arange(frames.shape[1])
+    assert recognizer.waits(state, 1) == counted(waited, sorted(set(whole.at)))
+
+
+def counted(waited: Tensor, emitting: list[int]) -> Waits:
+    """Frames by how many each waited for, and those of the numbers `emitting`."""
+    most = TransducerRecognizer(tiny_transducer()).executor.lookahead
+    return Waits(*(tuple(some.bincount(minlength=most + 1).tolist()) for some in (waited, waited[emitting])))
 
 
 def test_audio_of_any_length_meets_few_shapes(make_tiny: Callable[[int], Whisper]) -> None:
@@ -205,6 +215,48 @@ def test_a_pause_ends_what_was_waited_for(
         assert partials[-1].stable == len(partials[-1].text)
         for before, after in pairwise(partials):
             assert after.text[: before.stable] == before.text[: before.stable]
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_session_tells_how_long_frames_waited_as_the_recursion_does(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, beam: int
+) -> None:
+    windows: list[list[Tensor]] = []
+    said: list[tuple[int, ...]] = []
+    reset, step, settle = TransducerRecognizer.reset, TransducerRecognizer._step, TransducerRecognizer.settle
+
+    def opened(*how: Any, **rest: Any) -> None:
+        windows.append([])
+        reset(*how, **rest)
+
+    def heard(self: TransducerRecognizer, samples: Tensor, *how: Any, **rest: Any) -> Any:
+        windows[-1].append(samples)
+        return step(self, samples, *how, **rest)
+
+    def settled(*how: Any) -> Any:
+        hypothesis: Any = settle(*how)
+        said.append(hypothesis.at)
+        return hypothesis
+
+    monkeypatch.setattr(TransducerRecognizer, "reset", opened)
+    monkeypatch.setattr(TransducerRecognizer, "_step", heard)
+    monkeypatch.setattr(TransducerRecognizer, "settle", settled)
+    engine = make_engine()
+    session = engine.open(replace(NO_SECOND_PASS, beam=beam))
+    assert session.waits is None
+    converse(engine, session, TWO_UTTERANCES)
+    model, row, told = tiny_transducer(), torch.tensor([0]), []
+    for window, at in zip(windows, said, strict=True):
+        mel = LogMel(model.device)
+        frames, _ = mel.step(torch.cat(window, 1), mel.init_state(1), row)
+        features, _ = model.trunk.step(frames, model.trunk.init_state(1), row)
+        n = features.shape[1]
+        _, schedule = model.encoder(features, torch.tensor([n]))
+        waited = completion(schedule.spans, torch.tensor([n]))[0] - torch.arange(n)
+        told.append(counted(waited, sorted(set(at))))
+    assert len(told) == 2
+    assert session.waits == told[0] + told[1]
+    assert sum(session.waits.frames[1:]) > sum(session.waits.emitting[1:]) > 0
 
 
 def test_who_ends_an_utterance_gets_what_was_waited_for(

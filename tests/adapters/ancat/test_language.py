@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 import asr_stream
 from adapters.ancat.language import learn_language, read_texts, sentences
-from adapters.shipped import WEIGHTS, find
-from asr.transducer.language import LANGUAGE, Weights
+from adapters.shipped import WEIGHTS, AdapterError, find
+from asr.transducer.language import LANGUAGE, LANGUAGE_CONFIG, Weights
 from asr.transducer.model import HEAD_CONFIG, PIECES
 from asr.transducer.pieces import Pieces
 
@@ -52,27 +52,43 @@ def test_no_sentence_is_told() -> None:
         learn_language([], Pieces.read(WEIGHTS / "ancat-tiny.en-80" / PIECES), Weights(1, 0, 0))
 
 
-def test_the_command_gives_heads_a_language(tmp_path: Path) -> None:
-    head = tmp_path / "ancat-tiny.en-40"
-    head.mkdir()
+def copied_head(folder: Path) -> Path:
+    """A head of a user's own on the shipped trunk."""
+    folder.mkdir(parents=True)
     for name in (HEAD_CONFIG, PIECES, "head.safetensors"):
-        shutil.copy(WEIGHTS / "ancat-tiny.en-80" / name, head)
-    (head / HEAD_CONFIG).write_text(
-        json.dumps(json.loads((head / HEAD_CONFIG).read_text()) | {"language": None})
-    )
-    before = find(str(head)).description
+        shutil.copy(WEIGHTS / "ancat-tiny.en-80" / name, folder)
+    return folder
+
+
+def test_the_command_gives_the_heads_of_a_trunk_a_language(tmp_path: Path) -> None:
+    heads = [copied_head(tmp_path / f"ancat-tiny.en-{ms}") for ms in (40, 60)]
+    before = [find(str(head)) for head in heads]
+    assert {model.language for model in before} == {WEIGHTS / "ancat-tiny.en-language"}  # the shipped trunk's
     (tmp_path / "book.txt").write_text(TEXT)
-    command = ["train", "language", str(tmp_path / "book.txt"), "--head", str(head), "--weight", "0.6"]
+    command = ["train", "language", str(tmp_path / "book.txt"), "--head", str(heads[0]), "--weight", "0.6"]
     told = CliRunner().invoke(asr_stream.app, command)
     assert told.exit_code == 0, told.output
     assert "from 5 sentences" in told.output
-    assert json.loads((head / HEAD_CONFIG).read_text())["language"] == {
-        "texts": 0.6,
-        "own": 0.3,
-        "piece": 0.4,
-    }
-    assert (head / LANGUAGE).is_file()
-    assert find(str(head)).description != before
+    made = tmp_path / "ancat-tiny.en-language"
+    config = json.loads((made / LANGUAGE_CONFIG).read_text())
+    assert (config["texts"], config["own"], config["piece"]) == (0.6, 0.3, 0.5)
+    assert (made / LANGUAGE).is_file()
+    after = [find(str(head)) for head in heads]
+    assert [model.language for model in after] == [made, made]
+    assert all(new.description != old.description for new, old in zip(after, before, strict=True))
+
+
+def test_what_is_told_in_other_pieces_is_another_heads(tmp_path: Path) -> None:
+    head, near = copied_head(tmp_path / "ancat-tiny.en-40"), tmp_path / "ancat-tiny.en-language"
+    shutil.copytree(WEIGHTS / near.name, near)
+    assert find(str(head)).language == near
+    shutil.copy(near / LANGUAGE_CONFIG, head)  # of its own: that goes first
+    assert find(str(head)).language == head
+    (head / PIECES).write_bytes(b"others")
+    assert find(str(head)).language is None
+    (near / LANGUAGE_CONFIG).write_text("{}")
+    with pytest.raises(AdapterError, match="train the language again"):
+        find(str(head))
 
 
 def test_a_folder_without_a_head_is_told(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from adapters.ancat.language import learn_language
-from asr.transducer.language import LANGUAGE, Language, Weights, code_of, load_language, save_language
+from asr.transducer.language import (
+    LANGUAGE,
+    LANGUAGE_CONFIG,
+    Language,
+    Weights,
+    code_of,
+    load_language,
+    save_language,
+)
 from asr.transducer.search import TransducerSearch
 from tests.asr.transducer.spelling import Model, begun, frame, hear, noise, obedient, piece_id, whimsical
 
@@ -53,9 +61,9 @@ def test_codes_tell_contexts_apart() -> None:
 def test_it_lies_beside_a_head(tmp_path: Path) -> None:
     model = obedient()
     learnt = language(model, "the mat sat on the old hat", weights=Weights(0.5, 0.25, 1.0))
-    facts = save_language(learnt, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [LANGUAGE]
-    again = load_language(tmp_path, len(model.pieces), Weights(**facts))
+    save_language(learnt, tmp_path / "new", model.pieces)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {LANGUAGE, LANGUAGE_CONFIG}
+    again = load_language(tmp_path / "new", len(model.pieces))
     assert again.weights == learnt.weights
     assert again.context == learnt.context == 4
     for before in ([model.blank] * 4, model.pieces.encode("the mat")):
