@@ -204,25 +204,22 @@ def load_models(model: str, adapter: str | None, device: "torch.device") -> "tup
     from adapters.shipped import find
     from asr.checkpoint import load
     from asr.precision import for_serving
-    from streaming.recognizer import Recognizer, WhisperRecognizer
+    from streaming.recognizer import WhisperRecognizer
     from streaming.transducer import TransducerRecognizer
 
     chosen = find(model, adapter)
     base = load(chosen.base)
-    recognizer: Recognizer[Any]
-    rescorer = None
     if chosen.head is None:
-        recognizer = WhisperRecognizer(for_serving(loading.causal(base, chosen.adapter).to(device)))
-    else:
-        transducer = loading.transducer(base, chosen.adapter, chosen.head).to(device)
-        rescorer = loading.rescorer(base, chosen.rescorer) if chosen.rescorer else None
-        for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
-        recognizer = TransducerRecognizer(transducer, rescorer)
+        causal = loading.causal(base, chosen.adapter)
+        base = for_serving(base.to(device))
+        return WhisperRecognizer(for_serving(causal.to(device), base.decoder)), base
+    transducer = loading.transducer(base, chosen.adapter, chosen.head).to(device)
+    rescorer = loading.rescorer(base, chosen.rescorer) if chosen.rescorer else None
+    for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
     base = for_serving(base.to(device))
     if rescorer is not None:
-        decoder = for_serving(rescorer.decoder.to(device))  # its vocabulary is the base's, and held once
-        decoder.token_embedding, decoder.unembedding = base.decoder.token_embedding, base.decoder.unembedding
-    return recognizer, base
+        for_serving(rescorer.decoder.to(device), base.decoder)
+    return TransducerRecognizer(transducer, rescorer), base
 
 
 def base_of(model: str, adapter: str | None) -> str:
