@@ -2,11 +2,12 @@
 
 import errno
 import importlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -166,17 +167,14 @@ def build_pool(
     Raises:
         Exception: as `build_engine`.
     """
-    import torch
-
     from server.engine_process import EngineProcess
     from streaming.pool import EnginePool
 
-    on_cpu = place(device).type == "cpu"
-    cores = torch.get_num_threads() if on_cpu else 1
-    n = min(slots, engines or min(cores, MOST_ENGINES))
+    kind, cores = look_around(device)
+    n = min(slots, engines or (min(cores, MOST_ENGINES) if kind == "cpu" else 1))
     shares = [slots // n + (i < slots % n) for i in range(n)]
     build = partial(build_engine, model, threads=1, adapter=adapter, device=device)
-    if not on_cpu:
+    if kind != "cpu":
         return EnginePool([build(slots=share) for share in shares])
 
     def launch(share: int) -> EngineProcess:
@@ -196,6 +194,25 @@ def place(device: str) -> "torch.device":
     from asr.device import choose
 
     return choose(device)
+
+
+@cache
+def look_around(device: str) -> tuple[str, int]:
+    """What `place` says, cpu or cuda, and as how many cores torch sees.
+
+    Asked in a process that ends: torch would take a quarter of a GB of this one, which needs it for nothing else.
+
+    Raises:
+        ValueError: see `place`.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+        return elsewhere.submit(_what_torch_sees, device).result()
+
+
+def _what_torch_sees(device: str) -> tuple[str, int]:
+    import torch
+
+    return place(device).type, torch.get_num_threads()
 
 
 def load_models(model: str, adapter: str | None, device: "torch.device") -> "tuple[Recognizer[Any], Whisper]":

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adapters.shipped import ADAPTER_FILE, ADAPTER_WEIGHTS, AdapterError
-from asr.checkpoint import LONGEST_DELAY_S
+from asr.limits import LONGEST_DELAY_S
 from asr.transducer.trunk import STACK
 
 M = TypeVar("M", bound=nn.Module)

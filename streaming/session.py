@@ -8,11 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr.audio import Encoding, PcmDecoder
-from asr.biasing import DEFAULT_BOOST, MAX_BEAM, MAX_BOOST, MAX_PROMPT_CHARS, checked_hotwords
-from asr.checkpoint import LONGEST_DELAY_S
-from asr.encoder import SAMPLES_PER_FRAME
-from streaming.endpoint import milliseconds, samples_in
+from asr.audio import Encoding, PcmDecoder, milliseconds, samples_in
+from asr.limits import (
+    DEFAULT_BOOST,
+    LONGEST_DELAY_S,
+    MAX_BEAM,
+    MAX_BOOST,
+    MAX_PROMPT_CHARS,
+    SAMPLES_PER_FRAME,
+    checked_hotwords,
+)
 from streaming.events import Bookmark, Closed, Event, Fault, Final
 
 CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
