@@ -2,11 +2,12 @@
 
 import errno
 import importlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -166,17 +167,14 @@ def build_pool(
     Raises:
         Exception: as `build_engine`.
     """
-    import torch
-
     from server.engine_process import EngineProcess
     from streaming.pool import EnginePool
 
-    on_cpu = place(device).type == "cpu"
-    cores = torch.get_num_threads() if on_cpu else 1
-    n = min(slots, engines or min(cores, MOST_ENGINES))
+    kind, cores = look_around(device)
+    n = min(slots, engines or (min(cores, MOST_ENGINES) if kind == "cpu" else 1))
     shares = [slots // n + (i < slots % n) for i in range(n)]
     build = partial(build_engine, model, threads=1, adapter=adapter, device=device)
-    if not on_cpu:
+    if kind != "cpu":
         return EnginePool([build(slots=share) for share in shares])
 
     def launch(share: int) -> EngineProcess:
@@ -198,31 +196,47 @@ def place(device: str) -> "torch.device":
     return choose(device)
 
 
+@cache
+def look_around(device: str) -> tuple[str, int]:
+    """What `place` says, cpu or cuda, and as how many cores torch sees.
+
+    Asked in a process that ends: torch would take a quarter of a GB of this one, which needs it for nothing else.
+
+    Raises:
+        ValueError: see `place`.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+        return elsewhere.submit(_what_torch_sees, device).result()
+
+
+def _what_torch_sees(device: str) -> tuple[str, int]:
+    import torch
+
+    return place(device).type, torch.get_num_threads()
+
+
 def load_models(model: str, adapter: str | None, device: "torch.device") -> "tuple[Recognizer[Any], Whisper]":
     """What hears the stream, and the unmodified model of the second pass, as they serve on `device`."""
     from adapters import loading
     from adapters.shipped import find
     from asr.checkpoint import load
     from asr.precision import for_serving
-    from streaming.recognizer import Recognizer, WhisperRecognizer
+    from streaming.recognizer import WhisperRecognizer
     from streaming.transducer import TransducerRecognizer
 
     chosen = find(model, adapter)
     base = load(chosen.base)
-    recognizer: Recognizer[Any]
-    rescorer = None
     if chosen.head is None:
-        recognizer = WhisperRecognizer(for_serving(loading.causal(base, chosen.adapter).to(device)))
-    else:
-        transducer = loading.transducer(base, chosen.adapter, chosen.head, chosen.language).to(device)
-        rescorer = loading.rescorer(base, chosen.rescorer) if chosen.rescorer else None
-        for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
-        recognizer = TransducerRecognizer(transducer, rescorer)
+        causal = loading.causal(base, chosen.adapter)
+        base = for_serving(base.to(device))
+        return WhisperRecognizer(for_serving(causal.to(device), base.decoder)), base
+    transducer = loading.transducer(base, chosen.adapter, chosen.head, chosen.language).to(device)
+    rescorer = loading.rescorer(base, chosen.rescorer) if chosen.rescorer else None
+    for_serving(transducer.trunk.encoder)  # the head is small, and decides in float32
     base = for_serving(base.to(device))
     if rescorer is not None:
-        decoder = for_serving(rescorer.decoder.to(device))  # its vocabulary is the base's, and held once
-        decoder.token_embedding, decoder.unembedding = base.decoder.token_embedding, base.decoder.unembedding
-    return recognizer, base
+        for_serving(rescorer.decoder.to(device), base.decoder)
+    return TransducerRecognizer(transducer, rescorer), base
 
 
 def base_of(model: str, adapter: str | None) -> str:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from asr.audio import SAMPLE_RATE, read_audio
 from asr.checkpoint import Whisper
-from asr.encoder import SAMPLES_PER_FRAME
+from asr.limits import SAMPLES_PER_FRAME
 from asr.mel import HOP, LogMel
 from asr.search import GreedySearch, SearchState
 from asr.timing import timed_words

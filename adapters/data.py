@@ -10,7 +10,8 @@ import soxr
 from adapters.align import AlignedClip
 from asr.audio import SAMPLE_RATE, read_audio
 from asr.checkpoint import Vocabulary
-from asr.encoder import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
+from asr.encoder import FRAMES_PER_SECOND
+from asr.limits import SAMPLES_PER_FRAME
 from asr.timing import n_spoken
 
 PAUSE_S = 0.3  # of silence behind a word tell its punctuation

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from adapters import lora
+from adapters import merged
 from adapters.shipped import AdapterError
 from asr.checkpoint import Whisper
 from asr.transducer.language import load_language
@@ -18,9 +18,9 @@ def causal(base: Whisper, adapter: Path | None) -> Whisper:
     """A copy of `base` with the adapter merged; None leaves it as it is, which does not stream well.
 
     Raises:
-        AdapterError: see `lora.load`.
+        AdapterError: see `merged.fold`.
     """
-    return _merged(copy.deepcopy(base), adapter, lora.CARELESS)
+    return _merged(_copy(base), adapter, merged.CARELESS)
 
 
 def transducer(base: Whisper, trunk: Path | None, head: Path, language: Path | None = None) -> Transducer:
@@ -34,8 +34,8 @@ def transducer(base: Whisper, trunk: Path | None, head: Path, language: Path | N
     Raises:
         AdapterError: trunk, head or language are missing, or do not fit this model.
     """
-    kind = lora.CARELESS if trunk and (trunk / lora.CARELESS.file).is_file() else lora.TRUNK
-    encoder = _merged(copy.deepcopy(base), trunk, kind).encoder
+    kind = merged.CARELESS if trunk and (trunk / merged.CARELESS.file).is_file() else merged.TRUNK
+    encoder = _merged(_copy(base), trunk, kind).encoder
     try:
         model = load_head(encoder, head)
     except _DAMAGED as error:
@@ -53,12 +53,12 @@ def rescorer(base: Whisper, folder: Path) -> Rescorer:
     Raises:
         AdapterError: the adapter is missing, does not fit, or has no weight.
     """
-    decoder = _merged(copy.deepcopy(base), folder, lora.RESCORER).decoder
+    decoder = _merged(_copy(base), folder, merged.RESCORER).decoder
     try:
-        weight = float(json.loads((folder / lora.RESCORER.file).read_text())["weight"])
+        weight = float(json.loads((folder / merged.RESCORER.file).read_text())["weight"])
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(
-            f"{folder / lora.RESCORER.file} has no weight: train the rescorer again, or set one from 0 to 1"
+            f"{folder / merged.RESCORER.file} has no weight: train the rescorer again, or set one from 0 to 1"
         ) from error
     return Rescorer(decoder, base.vocabulary, weight)
 
@@ -70,5 +70,11 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _merged(model: Whisper, adapter: Path | None, kind: lora.Kind) -> Whisper:
-    return model if adapter is None else lora.merge(lora.load(model, adapter, kind=kind))
+def _copy(base: Whisper) -> Whisper:
+    """All but the embedding, half of a small model, which no adapter of ours changes: the copy has the same one."""
+    embedding = base.decoder.token_embedding
+    return copy.deepcopy(base, {id(embedding): embedding})
+
+
+def _merged(model: Whisper, adapter: Path | None, kind: merged.Kind) -> Whisper:
+    return model if adapter is None else merged.fold(model, adapter, kind)

@@ -1,7 +1,6 @@
-"""Low-rank adapters through peft: attach, merge, save, load."""
+"""Low-rank adapters through peft, to be trained: attach, save, load. Those that serve are folded in: merged.py."""
 
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,29 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from adapters.merged import CARELESS, Kind, check, refusal
 from adapters.shipped import AdapterError
-from asr.checkpoint import LONGEST_DELAY_S, Whisper
-from asr.transducer.trunk import STACK
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a stream expects of an adapter, saved beside its weights: one taught otherwise loads, and hears badly."""
-
-    name: str
-    taught: dict[str, int]
-
-    @property
-    def file(self) -> str:
-        return f"{self.name}.json"
-
-
-#: Of the causal Whisper: encoder and decoder.
-CARELESS = Kind("careless", {"lookahead_blocks": 1, "longest_delay_ms": round(1000 * LONGEST_DELAY_S)})
-#: Of the transducer's trunk (asr/transducer/trunk.py): the encoder alone, which never looks ahead.
-TRUNK = Kind("trunk", {"lookahead_blocks": 0, "frames_at_once": STACK})
-#: Of the decoder that weighs what a transducer may have said (asr/transducer/rescorer.py): the decoder alone.
-RESCORER = Kind("rescorer", {"lookahead_blocks": 0, "whole_utterances": 1})
+from asr.checkpoint import Whisper
 
 #: Every projection of attention and both layers of the MLPs.
 TARGETS = r"(query|key|value|out|mlp\.0|mlp\.2)"
@@ -84,17 +63,7 @@ def load(model: Whisper, directory: Path, *, kind: Kind = CARELESS, trainable: b
     Raises:
         AdapterError: nothing there, made for another model, or taught what this version does not ask.
     """
-    if not (directory / "adapter_config.json").is_file():
-        raise AdapterError(
-            f"no adapter in {directory}: expected adapter_config.json and adapter_model.safetensors"
-        )
-    if not (directory / "adapter_model.safetensors").is_file():
-        raise AdapterError(f"the adapter in {directory} has no weights: adapter_model.safetensors is missing")
-    if not kind.taught.items() <= _taught(directory, kind).items():
-        raise AdapterError(
-            f"the adapter in {directory} was not taught what this version asks of a {kind.name} "
-            f"({kind.file} differs or is missing): train it again, starting from it (see CONTRIBUTING.md)"
-        )
+    check(directory, kind)
     try:
         adapted = PeftModel.from_pretrained(
             model,
@@ -103,17 +72,9 @@ def load(model: Whisper, directory: Path, *, kind: Kind = CARELESS, trainable: b
             torch_device=str(model.device),  # or a GPU, if there is one
         )
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(f"the adapter in {directory} cannot be put on this model: {reason}") from error
+        raise refusal(directory, error) from error
     _fold(adapted)
     return adapted
-
-
-def _taught(directory: Path, kind: Kind) -> dict[str, Any]:
-    try:
-        return dict(json.loads((directory / kind.file).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def read(adapted: PeftModel, directory: Path, part: str = "") -> None:
@@ -136,13 +97,6 @@ def read(adapted: PeftModel, directory: Path, part: str = "") -> None:
         fits = False
     if not fits:
         raise AdapterError(f"the adapter in {directory} was made for another model or other ranks")
-
-
-def merge(adapted: PeftModel) -> Whisper:
-    """Folds the adapter into the weights for serving; the wrapped model is used up."""
-    merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
-    assert isinstance(merged, Whisper)
-    return merged.eval().requires_grad_(False)
 
 
 def save(

@@ -19,8 +19,9 @@ from torch import Tensor
 from adapters import loop, lora
 from adapters.data import Example, Examples, epochs
 from adapters.targets import IGNORED, Queries, QueryBatch, chunks, collate, plan
-from asr.checkpoint import LONGEST_DELAY_S, TIMESTAMP_S, Whisper
-from asr.encoder import MEL_PER_FRAME, SAMPLES_PER_FRAME, frame_blocks
+from asr.checkpoint import TIMESTAMP_S, Whisper
+from asr.encoder import MEL_PER_FRAME, frame_blocks
+from asr.limits import LONGEST_DELAY_S, SAMPLES_PER_FRAME
 from asr.mel import LogMel
 
 CHECKPOINT, LOG, CURVES = "checkpoint.pt", "log.jsonl", "curves.png"

@@ -28,6 +28,14 @@ Samples = NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
 
+def milliseconds(samples: int) -> int:
+    return samples * 1000 // SAMPLE_RATE
+
+
+def samples_in(ms: int) -> int:
+    return ms * SAMPLE_RATE // 1000
+
+
 class AudioError(ValueError):
     """Audio that cannot be used; the message is one line and says what to do."""
 

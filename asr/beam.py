@@ -24,11 +24,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from asr.biasing import MAX_BEAM, Hotwords
+from asr.biasing import Hotwords
 from asr.cache import KVCache
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder
 from asr.device import upload
+from asr.limits import MAX_BEAM
 from asr.search import Asked, GreedySearch, Hypothesis, Judged, Row, Score, Search, SearchState, is_loop
 
 ALLOWANCE = 0.1  # nats that a decision may cost

@@ -6,25 +6,19 @@ through a phrase earns a bonus, and a phrase that is left unfinished gives back 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from asr.device import upload
+from asr.limits import DEFAULT_BOOST
 
 if TYPE_CHECKING:  # a client's options are checked without loading a model's code
     from asr.checkpoint import Vocabulary
     from asr.words import Words
 
-MAX_BEAM = 8
 MAX_PROMPT_TOKENS = 100  # of the decoder's 448, half of which are for the words of a window
-MAX_PROMPT_CHARS = 2000
-MAX_HOTWORDS = 500
-MAX_HOTWORD_CHARS = 60
-DEFAULT_BOOST = 2.0  # nats per token
-MAX_BOOST = 10.0
 
 NOWHERE = torch.zeros(0, dtype=torch.int64)
 
@@ -38,33 +32,6 @@ def prompt_tokens(vocabulary: "Vocabulary", prompt: str) -> tuple[int, ...]:
     if not words:
         return ()
     return (vocabulary.tokenizer.sot_prev, *vocabulary.encode(words)[-MAX_PROMPT_TOKENS:])
-
-
-def checked_hotwords(words: Iterable[str]) -> tuple[str, ...]:
-    """The words without surrounding space, empty ones and repetitions; ValueError with one line for bad ones."""
-    clean = tuple(dict.fromkeys(filter(None, (" ".join(word.split()) for word in words))))
-    if len(clean) > MAX_HOTWORDS:
-        raise ValueError(f"hotwords may be {MAX_HOTWORDS} at most, not {len(clean)}")
-    for word in clean:
-        if len(word) > MAX_HOTWORD_CHARS:
-            raise ValueError(
-                f"a hotword may have {MAX_HOTWORD_CHARS} characters, not {len(word)}: {word[:20]}..."
-            )
-        if not any(char.isalnum() for char in word):
-            raise ValueError(f"a hotword must have a letter or digit, not {word!r}")
-    return clean
-
-
-def read_hotwords(given: str) -> tuple[str, ...]:
-    """`one, two words` or `@FILE` with a word or phrase per line. Raises OSError or ValueError."""
-    if given.startswith("@"):
-        try:
-            return checked_hotwords(Path(given[1:]).read_text(encoding="utf-8").splitlines())
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{given[1:]} is no text in UTF-8: hotwords are a word or phrase per line"
-            ) from error
-    return checked_hotwords(given.split(","))
 
 
 @dataclass

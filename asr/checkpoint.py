@@ -19,7 +19,6 @@ from asr.mel import N_MELS
 from asr.weights import Dims, WeightsError, fetch, read
 
 TIMESTAMP_S = 0.02  # between Whisper's timestamp tokens
-LONGEST_DELAY_S = 0.6  # that causal models are taught
 
 
 @dataclass(frozen=True)

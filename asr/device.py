@@ -1,26 +1,14 @@
 """Where models compute: choosing a device, and bringing it what the host knows without waiting for it."""
 
-import re
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
+from asr.limits import checked_name
 
 #: Priorities of streams of a GPU. CUDA's lowest is that of the default stream, so what goes first is lifted.
 FIRST, LAST = -1, 0
-
-
-def checked_name(name: str) -> str:
-    """`name` if it is auto, cpu, cuda or cuda:N; whether there is such a device is asked by `choose`.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"no device is called {name!r}: use auto, cpu, cuda or cuda:N")
-    return name
 
 
 def choose(name: str) -> torch.device:

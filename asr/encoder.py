@@ -28,7 +28,6 @@ from kernels.cached_chunk_attention import cached_chunk_attention
 
 MEL_PER_FRAME = 2  # the second convolution has stride 2
 FRAMES_PER_SECOND = 50  # 20 ms per encoder frame
-SAMPLES_PER_FRAME = 320
 LEAST_BLOCK = 15  # frames; a look of 100 ms ahead in place of 300 costs a third more errors
 LEAST_AHEAD = 30  # frames behind a block with which it settles; 15 cost a twelfth more errors
 FRAME_LOOKAHEAD = 1  # frames by which a block ends before its chunk of audio does

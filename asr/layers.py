@@ -29,10 +29,19 @@ class Linear(nn.Linear):
         """
         if self.weight.dtype == torch.float32:
             self.halved = pack_half(self.weight, self.bias)
+            let_go(self.weight)
             return
         assert self.weight.dtype == torch.bfloat16
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), None)
+
+
+def let_go(weight: Tensor) -> None:
+    """Frees the memory of a weight that is laid out elsewhere; who reads it all the same gets NaN.
+
+    Its type, its shape and where it lies are as before, which state is made like.
+    """
+    weight.data = weight.new_full((), torch.nan).expand_as(weight)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
@@ -74,6 +83,7 @@ class Convolution(nn.Conv1d):
     def pack(self) -> None:
         """As `Linear.pack` does in float32."""
         self.halved = pack_half(self.weight.flatten(1), self.bias)
+        let_go(self.weight)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -114,6 +124,15 @@ class Attention(nn.Module):
         )
         for part, own in zip(parts, self.joined.weight.chunk(3), strict=True):
             part.weight.data = own  # not kept twice
+
+    def pack(self) -> None:
+        """Joins, and lays out what was joined."""
+        self.join()
+        assert self.joined is not None
+        self.joined.pack()
+        if self.joined.halved is not None:
+            for part in self.parts:
+                let_go(part.weight)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, H, T, D)"""

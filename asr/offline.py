@@ -12,7 +12,7 @@ from asr.beam import StreamSearch
 from asr.biasing import UNGUIDED, Guidance
 from asr.checkpoint import Whisper
 from asr.draft import DraftedSearch
-from asr.encoder import SAMPLES_PER_FRAME
+from asr.limits import SAMPLES_PER_FRAME
 from asr.mel import LogMel
 from asr.timing import TimedWord, calibration, timed_words
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from asr.audio import SAMPLE_RATE
 from asr.checkpoint import Vocabulary, Whisper
 from asr.device import upload
-from asr.encoder import SAMPLES_PER_FRAME
+from asr.limits import SAMPLES_PER_FRAME
 from asr.weights import Dims
 
 MEDIAN_WIDTH = 7  # frames

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from asr import timing
 from asr.audio import SAMPLE_RATE, Samples
-from asr.encoder import SAMPLES_PER_FRAME
+from asr.limits import SAMPLES_PER_FRAME
 from asr.offline import WINDOW_SECONDS, OfflineDecoder
 from eval.baselines import transcribe_whole
 from eval.datasets import TimedWord

@@ -31,9 +31,9 @@ class ChildServer:
         return _sum(cpu_seconds(pid) for pid in self._processes())
 
     def memory_mb(self) -> float | None:
-        """The memory that it and its processes have resident now, each page counted once; None where the system
-        does not tell."""
-        return _sum(memory_mb(pid) for pid in self._processes())
+        """The memory that it and its processes have resident now (`processes.memory_mb`); None where the system does
+        not tell."""
+        return memory_mb(*self._processes())
 
     def _processes(self) -> list[int]:
         """Its own number, and those of its engines."""

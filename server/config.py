@@ -24,8 +24,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from asr.biasing import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords
-from asr.device import checked_name
+from asr.limits import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords, checked_name
 from streaming.session import DEFAULT_DELAY_MS, DELAY_MS, SessionOptions
 
 PREFIX = "ASR_STREAM_"

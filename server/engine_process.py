@@ -20,7 +20,7 @@ from functools import partial
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
 
-from asr.audio import Samples
+from asr.audio import Samples, samples_in
 from server.engine_messages import (
     Abort,
     Built,
@@ -36,7 +36,6 @@ from server.engine_messages import (
     WarmUp,
 )
 from server.engine_twins import SIGNALS, serve
-from streaming.endpoint import samples_in
 from streaming.events import Closed, Fault
 from streaming.session import Full, Session, SessionOptions, no_such_pass
 

@@ -5,14 +5,28 @@ import re
 from pathlib import Path
 
 
-def memory_mb(pid: int) -> float | None:
-    """What it has resident, each page that it shares divided by those who share it; None where nobody tells."""
+def memory_mb(*pids: int) -> float | None:
+    """What these have resident together: memory of their own, and of files as much as the one that has the most.
+
+    Files are libraries, which they share with each other and with strangers. "Proportional" sizes (Pss) divide pages
+    by all who share them: they tell how many strangers there are, too, and change by a hundred MB when one of them,
+    another program with torch, comes or goes.
+
+    Returns:
+        None where nobody tells, or none of them lives.
+    """
+    told = [sizes for pid in pids if (sizes := _resident(pid))]
+    return sum(own for own, _ in told) + max(files for _, files in told) if told else None
+
+
+def _resident(pid: int) -> tuple[float, float] | None:
+    """MB of its own, and of files; None where nobody tells."""
     try:
-        memory = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return None
-    found = re.search(r"^Pss:\s+(\d+) kB", memory, re.MULTILINE)
-    return int(found[1]) / 1024 if found else None
+    sizes = {name: int(kb) / 1024 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+    return (sizes["Anonymous"], sizes["Rss"] - sizes["Anonymous"]) if sizes else None
 
 
 def cpu_seconds(pid: int) -> float | None:

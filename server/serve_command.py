@@ -85,7 +85,7 @@ def serve(
     Every setting may also be ASR_STREAM_... in the environment, or in a file: `port = 9000`. Keys that clients must
     show come from ASR_STREAM_API_KEY or a file only: command lines can be read by others.
     """
-    from asr.biasing import read_hotwords
+    from asr.limits import read_hotwords
     from server.app import serve as run
     from server.config import read_settings
     from server.log import configure_logging
@@ -106,7 +106,7 @@ def serve(
     ):
         settings = settings.model_copy(update={"delay_ms": None})  # as clients are told
     if not ray:  # whose replicas may have other devices
-        house.place(settings.device)  # what cannot be is refused before all else
+        house.look_around(settings.device)  # what cannot be is refused before all else
     build = partial(
         house.build_pool,
         settings.model,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr.audio import SAMPLE_RATE, Samples
+from asr.audio import SAMPLE_RATE, Samples, milliseconds, samples_in
 from asr.biasing import Guidance
 from asr.cache import KVCache
 from asr.checkpoint import Whisper
@@ -24,7 +24,7 @@ from asr.offline import OfflineDecoder
 from asr.search import Hypothesis
 from asr.timing import TimedWord
 from streaming import policy
-from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity, milliseconds, samples_in
+from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity
 from streaming.events import Bookmark, Endpoint, Fault, Final
 from streaming.final_pass import FinalJob, FinalPass, Rescoring
 from streaming.memory import give_back
@@ -160,9 +160,7 @@ class Engine:
             row = self._free.pop()
             session = Session(options, self._wake.set, notify)
             utterances = Utterances(samples_in(options.chunk_ms), self.endpoint)
-            self._streams.append(
-                _Stream(session, row, utterances, guidance, second, Replay(options.resume))
-            )
+            self._streams.append(_Stream(session, row, utterances, guidance, second, Replay(options.resume)))
         return session
 
     @property

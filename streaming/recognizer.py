@@ -7,18 +7,18 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from asr.audio import SAMPLE_RATE, Samples
+from asr.audio import SAMPLE_RATE, Samples, samples_in
 from asr.beam import StreamSearch
 from asr.biasing import UNGUIDED, Guidance
 from asr.checkpoint import Whisper
 from asr.device import upload
-from asr.encoder import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, EncoderState
+from asr.encoder import FRAMES_PER_SECOND, EncoderState
+from asr.limits import SAMPLES_PER_FRAME
 from asr.mel import LogMel, MelState
 from asr.search import Hypothesis, SearchState
 from asr.timing import TimedWord, calibration, timed_words, upper_heads
 from asr.transducer.schedule import Waits
 from asr.words import Words
-from streaming.endpoint import samples_in
 from streaming.final_pass import Rescoring
 from streaming.session import SessionOptions
 

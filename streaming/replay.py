@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from asr.audio import Samples
+from asr.audio import Samples, samples_in
 from asr.search import Hypothesis
 from asr.words import Words
-from streaming.endpoint import samples_in
 from streaming.events import Bookmark
 
 MOST_CARRIED = 128  # tokens that a bookmark may bring: more than are said in what lies behind a cut

@@ -5,16 +5,24 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from asr.audio import Encoding, PcmDecoder
-from asr.biasing import DEFAULT_BOOST, MAX_BEAM, MAX_BOOST, MAX_PROMPT_CHARS, checked_hotwords
-from asr.checkpoint import LONGEST_DELAY_S
-from asr.encoder import SAMPLES_PER_FRAME
-from asr.transducer.schedule import Waits
-from streaming.endpoint import milliseconds, samples_in
+from asr.audio import Encoding, PcmDecoder, milliseconds, samples_in
+from asr.limits import (
+    DEFAULT_BOOST,
+    LONGEST_DELAY_S,
+    MAX_BEAM,
+    MAX_BOOST,
+    MAX_PROMPT_CHARS,
+    SAMPLES_PER_FRAME,
+    checked_hotwords,
+)
 from streaming.events import Bookmark, Closed, Event, Fault, Final
+
+if TYPE_CHECKING:  # a server's own process, which has sessions and no models, goes without torch
+    from asr.transducer.schedule import Waits
 
 CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
 DELAY_MS = (0, round(LONGEST_DELAY_S * 1000))
@@ -224,7 +232,7 @@ class Session:
         """All audio up to `position` (samples) has been heard by the model."""
         self.decoded_ms = self._origin_ms(position)
 
-    def waited(self, waits: Waits) -> None:
+    def waited(self, waits: "Waits") -> None:
         """A window ended, whose frames have waited so long."""
         self.waits = waits if self.waits is None else self.waits + waits
 

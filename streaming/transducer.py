@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asr.audio import SAMPLE_RATE, Samples
+from asr.audio import SAMPLE_RATE, Samples, samples_in
 from asr.biasing import Guidance, Hotwords
 from asr.device import handed_over, upload
 from asr.mel import LogMel, MelState
@@ -25,7 +25,6 @@ from asr.transducer.search import TransducerHypothesis, TransducerSearchState
 from asr.transducer.timing import timed_words
 from asr.transducer.trunk import FRONT_END_MS, SAMPLES_PER_FEATURE, STACK, TrunkState
 from asr.words import Words
-from streaming.endpoint import samples_in
 from streaming.final_pass import Rescoring
 from streaming.recognizer import FLUSH_MS
 from streaming.session import SessionOptions

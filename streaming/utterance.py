@@ -9,8 +9,8 @@ from enum import Enum
 
 import numpy as np
 
-from asr.audio import SAMPLE_RATE
-from streaming.endpoint import WINDOW, EndpointOptions, samples_in
+from asr.audio import SAMPLE_RATE, samples_in
+from streaming.endpoint import WINDOW, EndpointOptions
 
 #: Near the longest window a shorter pause is good enough to end it.
 HURRY_AT = 0.7

@@ -114,3 +114,15 @@ def test_importing_rooms_imports_no_triton() -> None:
 def test_peft_works_beside_rooms_with_common_names() -> None:
     """peft and transformers look for packages named `kernels` and `adapters`: finding ours must not harm."""
     assert run_python("import peft; print(peft.LoraConfig.__name__)").strip() == "LoraConfig"
+
+
+def test_a_server_does_not_load_torch() -> None:
+    """Engines do, in processes of their own; here it would be 0.27 GB for nothing."""
+    program = (
+        "import sys, server.app, server.engine_process, server.serve_command, streaming.pool\n"
+        "from asr_stream import look_around\n"
+        "if __name__ == '__main__':\n"
+        "    assert look_around('cpu')[0] == 'cpu'\n"
+        "    sys.exit('torch' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

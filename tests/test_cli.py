@@ -373,11 +373,11 @@ def test_alignment_and_training_go_on_where_they_stopped(cli, make_tiny, tmp_pat
 @pytest.fixture(scope="module")
 def head(tiny_en: Whisper, tmp_path_factory) -> Path:
     """The folder of a transducer that says nonsense, with its trunk beside it."""
-    from adapters import lora
+    from adapters import lora, merged
 
     folder = tmp_path_factory.mktemp("heads")
     trunk = lora.attach(copy.deepcopy(tiny_en), encoder_rank=2, decoder_rank=0)
-    lora.save(trunk, folder / "ancat-tiny.en", kind=lora.TRUNK)
+    lora.save(trunk, folder / "ancat-tiny.en", kind=merged.TRUNK)
     facts = {"base": "tiny.en", "trunk": "ancat-tiny.en"}
     save_head(random_transducer(tiny_en, 0), folder / "ancat-tiny.en-320", facts)
     return folder / "ancat-tiny.en-320"

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters import loading, loop, lora
+from adapters import loading, loop, lora, merged
 from adapters.ancat.corpus import IGNORED, Clip, Corpus, read_clips, spec_mask
 from adapters.ancat.lateness import padded
 from adapters.data import batches, epochs
@@ -226,7 +226,7 @@ def train(
     found = find_weight(model, Rescorer(base.decoder, base.vocabulary, 0.0), others, show)
     folder = out / rescorer_name(chosen.adapter.name)
     if trainer.team.leads:
-        lora.save(trainer.adapted, folder, kind=lora.RESCORER)
+        lora.save(trainer.adapted, folder, kind=merged.RESCORER)
         write_facts(folder, {**asdict(found), "held_out": len(others), "steps": recipe.steps})
     return folder, found
 
@@ -310,7 +310,7 @@ def n_best(model: Transducer, samples: Samples, beam: int) -> tuple[list[Transdu
 
 def write_facts(directory: Path, facts: dict[str, Any]) -> None:
     """Notes in a rescorer's folder its weight, and what else one may want to know."""
-    path = directory / lora.RESCORER.file
+    path = directory / merged.RESCORER.file
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({**lora.RESCORER.taught, **facts}, indent=1) + "\n")
+    part.write_text(json.dumps({**merged.RESCORER.taught, **facts}, indent=1) + "\n")
     os.replace(part, path)

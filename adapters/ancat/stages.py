@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapters import lora
+from adapters import lora, merged
 from adapters.align import ALIGNED, read_aligned
 from adapters.ancat.corpus import Clip, Corpus, FeatureCache, learn_pieces, read_clips
 from adapters.ancat.curves import draw_curves
@@ -165,7 +165,7 @@ class Stages:
         if self.team.leads:
             draw_curves(self.out / stage)
             if stage == "trunk":
-                lora.save(adapted, self.out / self.trunk_name, kind=lora.TRUNK)
+                lora.save(adapted, self.out / self.trunk_name, kind=merged.TRUNK)
         self.team.wait()  # what comes next begins with what the first one has written
         return model
 

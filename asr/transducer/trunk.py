@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from asr.cache import KVCache
 from asr.captured import Graphs
 from asr.device import upload
-from asr.encoder import SAMPLES_PER_FRAME, ConvEdges, Encoder
+from asr.encoder import ConvEdges, Encoder
+from asr.limits import SAMPLES_PER_FRAME
 from kernels.limit_cross_attention import limit_cross_attention
 from kernels.masked_attention import masked_attention
 

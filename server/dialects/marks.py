@@ -9,9 +9,8 @@ its own, and is taken back out of all times.
 from bisect import bisect_left
 from collections import deque
 
-from asr.audio import SAMPLE_RATE
+from asr.audio import SAMPLE_RATE, milliseconds, samples_in
 from server.dialects import Audio, Finalize, Step
-from streaming.endpoint import milliseconds, samples_in
 from streaming.events import Closed, Endpoint, Event, Final, Partial
 from streaming.session import SessionOptions
 

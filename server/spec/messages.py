@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from asr.audio import HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS
-from asr.biasing import MAX_BEAM, MAX_BOOST, MAX_HOTWORD_CHARS, MAX_HOTWORDS, MAX_PROMPT_CHARS
+from asr.limits import MAX_BEAM, MAX_BOOST, MAX_HOTWORD_CHARS, MAX_HOTWORDS, MAX_PROMPT_CHARS
 from server.dialects.deepgram import CHANNEL, ENCODINGS, RELIED_ON, SHORTEST_GAP_MS
 from server.dialects.realtime import EVENTS
 from server.dialects.realtime_session import DELAYS_MS, FORMATS, LOGPROBS

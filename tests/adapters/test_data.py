@@ -14,7 +14,7 @@ import soundfile
 from adapters.align import AlignedClip
 from adapters.data import PAUSE_S, Augmentation, Example, Examples, batches, epochs
 from asr.checkpoint import Whisper
-from asr.encoder import SAMPLES_PER_FRAME
+from asr.limits import SAMPLES_PER_FRAME
 
 RATE = 16_000
 PLAIN = Augmentation(silence_only=0, crop=0, join=0, speed=0, noise=0, gain_db=(0, 0))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from adapters import lora
+from adapters import lora, merged
 from adapters.shipped import WEIGHTS, AdapterError, shipped
 from asr.checkpoint import Whisper
 
@@ -75,7 +76,7 @@ def test_only_adapters_learn(make_tiny: Callable[[int], Whisper]) -> None:
     assert not torch.allclose(outputs(model), outputs(base), atol=1e-2)
 
 
-def test_saved_loaded_and_merged_it_says_the_same(
+def test_saved_loaded_and_folded_it_says_the_same(
     make_tiny: Callable[[int], Whisper], tmp_path: Path
 ) -> None:
     lora.save(trained(make_tiny(0)), tmp_path / "half")
@@ -83,11 +84,34 @@ def test_saved_loaded_and_merged_it_says_the_same(
     adapted = lora.load(unmerged, tmp_path / "half")
     assert not any(weight.requires_grad for weight in adapted.parameters())
     expected = outputs(unmerged).detach()
-    merged = lora.merge(lora.load(make_tiny(0), tmp_path / "half"))
-    assert isinstance(merged, Whisper)
-    assert not any("lora_" in name for name, _ in merged.named_parameters())
-    torch.testing.assert_close(outputs(merged), expected, atol=1e-4, rtol=1e-4)
+    folded = merged.fold(make_tiny(0), tmp_path / "half", merged.CARELESS)
+    assert not any("lora_" in name or weight.requires_grad for name, weight in folded.named_parameters())
+    torch.testing.assert_close(outputs(folded), expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(expected, outputs(make_tiny(0)), atol=1e-2)
+    by_peft = adapted.merge_and_unload(safe_merge=True).state_dict()
+    assert all(torch.equal(weight, by_peft[name]) for name, weight in folded.state_dict().items())
+
+
+def test_folded_with_a_scale_of_its_own(make_tiny: Callable[[int], Whisper], tmp_path: Path) -> None:
+    """What we train has a scale of 1; an adapter of somebody else may have another, and one for each half."""
+    lora.save(trained(make_tiny(0)), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config |= {"lora_alpha": 3 * DECODER_RANK, "alpha_pattern": {r"encoder\..*": ENCODER_RANK / 2}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    by_peft = lora.load(make_tiny(0), tmp_path).merge_and_unload(safe_merge=True).state_dict()
+    folded = merged.fold(make_tiny(0), tmp_path, merged.CARELESS).state_dict()
+    assert all(torch.equal(weight, by_peft[name]) for name, weight in folded.items())
+
+
+@pytest.mark.parametrize("option", ["use_dora", "use_rslora", "fan_in_fan_out"])
+def test_an_adapter_of_another_make_is_not_folded(
+    make_tiny: Callable[[int], Whisper], tmp_path: Path, option: str
+) -> None:
+    lora.save(trained(make_tiny(0), steps=1), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, option: True}))
+    with pytest.raises(AdapterError, match=f"cannot be put on this model: it was made with {option}"):
+        merged.fold(make_tiny(0), tmp_path, merged.CARELESS)
 
 
 def test_at_full_width_the_disk_changes_nothing(make_tiny: Callable[[int], Whisper], tmp_path: Path) -> None:
@@ -110,8 +134,9 @@ def test_taken_off_it_leaves_the_base_bit_for_bit(make_tiny: Callable[[int], Whi
 
 
 def test_an_adapter_that_is_not_there(tiny: Whisper, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"adapter_config\.json"):
-        lora.load(tiny, tmp_path)
+    for take in (lora.load, partial(merged.fold, kind=merged.CARELESS)):
+        with pytest.raises(AdapterError, match=r"adapter_config\.json"):
+            take(tiny, tmp_path)
 
 
 def test_an_adapter_for_another_model(make_tiny: Callable[[int], Whisper], tmp_path: Path) -> None:
@@ -119,8 +144,9 @@ def test_an_adapter_for_another_model(make_tiny: Callable[[int], Whisper], tmp_p
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["r"] = 2 * DECODER_RANK
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(AdapterError, match="cannot be put on this model"):
-        lora.load(make_tiny(0), tmp_path)
+    for take in (lora.load, partial(merged.fold, kind=merged.CARELESS)):
+        with pytest.raises(AdapterError, match="cannot be put on this model"):
+            take(make_tiny(0), tmp_path)
 
 
 def test_an_adapter_that_is_no_beginning(make_tiny: Callable[[int], Whisper], tmp_path: Path) -> None:
@@ -139,9 +165,9 @@ def test_an_adapter_that_was_taught_otherwise(
     """It would load, and hear badly; but it is good enough to train on from there."""
     lora.save(trained(make_tiny(0), steps=1), tmp_path)
     if mark is None:
-        (tmp_path / lora.CARELESS.file).unlink()
+        (tmp_path / merged.CARELESS.file).unlink()
     else:
-        (tmp_path / lora.CARELESS.file).write_text(mark)
+        (tmp_path / merged.CARELESS.file).write_text(mark)
     with pytest.raises(AdapterError, match="train it again"):
         lora.load(make_tiny(0), tmp_path)
     lora.read(lora.attach(make_tiny(0), encoder_rank=ENCODER_RANK, decoder_rank=DECODER_RANK), tmp_path)
@@ -159,15 +185,15 @@ def test_a_trunk_is_the_encoder_alone_and_begins_with_a_careless_one(
     assert taken
     assert all(".encoder." in name for name in taken)
     assert all(torch.allclose(weight, given[name], atol=1e-3) for name, weight in taken.items())
-    lora.save(trunk, tmp_path / "trunk", kind=lora.TRUNK)
-    lora.load(make_tiny(0), tmp_path / "trunk", kind=lora.TRUNK)
+    lora.save(trunk, tmp_path / "trunk", kind=merged.TRUNK)
+    lora.load(make_tiny(0), tmp_path / "trunk", kind=merged.TRUNK)
     with pytest.raises(AdapterError, match="asks of a careless"):
         lora.load(make_tiny(0), tmp_path / "trunk")
 
 
 @pytest.mark.parametrize("folder", sorted(WEIGHTS.glob("careless-*")), ids=lambda folder: folder.name)
 def test_shipped_adapters_are_taught_what_streams_ask(folder: Path) -> None:
-    assert json.loads((folder / lora.CARELESS.file).read_text()) == lora.CARELESS.taught
+    assert json.loads((folder / merged.CARELESS.file).read_text()) == merged.CARELESS.taught
 
 
 def test_no_adapter_is_shipped_for_an_unknown_model() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters import loading, lora, shipped
+from adapters import loading, lora, merged, shipped
 from adapters.shipped import ADAPTER_FILE, HEAD_FILE, AdapterError, Model, find
 from asr.audio import stream_audio
 from asr.checkpoint import Whisper
@@ -104,7 +104,7 @@ def test_a_transducer_is_put_together(make_tiny: Callable[[int], Whisper], tmp_p
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             weight.data.normal_()
-    lora.save(adapted, trunk, kind=lora.TRUNK)
+    lora.save(adapted, trunk, kind=merged.TRUNK)
     made = random_transducer(make_tiny(0), 1)
     made.trunk.mix.fill_(0.5)
     save_head(made, head, FACTS)
@@ -127,7 +127,7 @@ def test_a_transducer_is_put_together(make_tiny: Callable[[int], Whisper], tmp_p
     same = loading.transducer(base, causal, head)  # a causal Whisper's encoder does as well
     for own, other in zip(same.trunk.encoder.parameters(), loaded.trunk.encoder.parameters(), strict=True):
         assert torch.equal(own, other)
-    (causal / lora.CARELESS.file).unlink()
+    (causal / merged.CARELESS.file).unlink()
     with pytest.raises(AdapterError, match="not taught what this version asks of a trunk"):
         loading.transducer(base, causal, head)
     with pytest.raises(AdapterError, match=r"texts in .*elsewhere cannot be weighed"):

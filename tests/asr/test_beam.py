@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr.beam import ALLOWANCE, BeamRow, BeamSearch, StreamSearch
-from asr.biasing import MAX_BEAM, Hotwords
+from asr.biasing import Hotwords
 from asr.cache import KVCache
 from asr.checkpoint import Whisper
+from asr.limits import MAX_BEAM
 from asr.offline import MAX_TOKENS, OfflineDecoder
 from asr.search import GreedySearch, Hypothesis, Search
 from tests.asr.scripted import EOT, VOCABULARY, dictation, favour, frames, hear, search_over, whim

@@ -9,16 +9,9 @@ from torch import Tensor
 
 from asr.audio import read_audio
 from asr.beam import BeamSearch
-from asr.biasing import (
-    MAX_HOTWORDS,
-    MAX_PROMPT_TOKENS,
-    Guidance,
-    Hotwords,
-    checked_hotwords,
-    prompt_tokens,
-    read_hotwords,
-)
+from asr.biasing import MAX_PROMPT_TOKENS, Guidance, Hotwords, prompt_tokens
 from asr.checkpoint import Whisper
+from asr.limits import MAX_HOTWORDS, checked_hotwords, read_hotwords
 from asr.offline import OfflineDecoder
 from asr.search import GreedySearch
 from tests.asr.scripted import EOT, VOCABULARY, hear, search_over

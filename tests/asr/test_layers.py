@@ -69,6 +69,7 @@ def test_a_halved_weight_is_nearly_the_same_weight(rows: tuple[int, ...], bias: 
     layer.pack()
     assert layer.halved is not None and set(layer.state_dict()) == names
     torch.testing.assert_close(layer(x), expected, rtol=1e-2, atol=2e-3)
+    assert layer.weight.shape == (96, 64) and layer.weight.untyped_storage().nbytes() == 4
 
 
 @torch.no_grad()
@@ -101,6 +102,21 @@ def test_what_is_joined_is_not_kept_twice(make_tiny: Callable[[int], Whisper]) -
             assert torch.equal(part.weight, own)
             assert part.weight.data_ptr() == own.data_ptr()
             assert part.packed is None
+
+
+@torch.no_grad()
+def test_what_is_laid_out_is_not_kept_twice(make_tiny: Callable[[int], Whisper]) -> None:
+    """All float32 weights of products are let go of: the embedding, biases and norms are left."""
+    model = make_tiny(3)
+    lay_out(model)
+    kept = {
+        weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes()
+        for weight in model.parameters()
+    }
+    embedding = model.decoder.token_embedding.weight
+    assert sum(kept.values()) - embedding.nbytes < 0.1 * embedding.nbytes
+    products = [module for module in model.modules() if isinstance(module, Linear | Convolution)]
+    assert products and all(bool(module.weight.isnan().all()) for module in products)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 
 from asr import precision
 from asr.checkpoint import Whisper
-from asr.precision import Int8Unembedding, for_serving, unembedding
+from asr.precision import Int8Unembedding, for_serving, serve_vocabulary, unembedding
 from kernels import half_linear, int7_linear, int8_linear
 
 WITH_VNNI = pytest.mark.skipif(
@@ -61,3 +61,24 @@ def test_the_best_tokens_are_scored_as_the_model_scores_them(
     torch.testing.assert_close(near[best], truth[best], rtol=1e-5, atol=1e-4)
     assert torch.equal(near.argmax(-1), truth.argmax(-1))
     assert float((near - truth).abs().max()) > 1e-3  # the others are what integers make of them
+
+
+@torch.no_grad()
+def test_a_vocabulary_is_held_once_and_in_half_precision_where_that_is_exact(
+    make_tiny: Callable[[int], Whisper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_linear, "supported", lambda: False)
+    monkeypatch.setattr(half_linear, "supported", lambda: True)
+    exact, other, beside = (make_tiny(3).decoder for _ in range(3))
+    exact.token_embedding.weight.data = exact.token_embedding.weight.half().float()
+    published, tokens, hidden = exact.token_embedding.weight, torch.arange(40)[None], torch.randn(3, 5, 64)
+    for decoder in (exact, other):
+        serve_vocabulary(decoder, None)
+    assert other.token_embedding.weight.dtype == torch.float32  # it has more digits
+    assert exact.token_embedding.weight.dtype == torch.float16
+    assert torch.equal(exact.token_embedding(tokens) + exact.positional_embedding[:40],
+                       published[tokens] + exact.positional_embedding[:40])  # fmt: skip
+    truth, near = hidden @ published.T, exact.project(hidden)
+    assert torch.equal(near.argmax(-1), truth.argmax(-1))
+    for_serving(beside, exact)
+    assert beside.token_embedding is exact.token_embedding and beside.unembedding is exact.unembedding

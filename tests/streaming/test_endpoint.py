@@ -5,8 +5,8 @@ import torch
 from silero_vad import load_silero_vad
 from torch import Tensor
 
-from asr.audio import SAMPLE_RATE
-from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity, milliseconds, samples_in
+from asr.audio import SAMPLE_RATE, milliseconds, samples_in
+from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity
 from tests.contract import CHECKS, Check, Outputs, Subject
 
 
@@ -51,6 +51,14 @@ def test_it_hears_what_silero_hears(voice: VoiceActivity, jfk: Tensor) -> None:
     model = load_silero_vad()
     truth = [float(model(window, SAMPLE_RATE)) for window in jfk[: n_windows * WINDOW].split(WINDOW)]
     torch.testing.assert_close(speech, torch.tensor(truth), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_windows_come_out_the_same_whoever_comes_with_them(voice: VoiceActivity, jfk: Tensor) -> None:
+    windows = jfk[SAMPLE_RATE:].unfold(0, WINDOW + 64, 300)[:80]
+    together = voice._features(windows)
+    for n in range(1, 70):
+        assert torch.equal(voice._features(windows[5 : 5 + n]), together[5 : 5 + n])
 
 
 def test_loading_it_leaves_torch_its_threads() -> None:

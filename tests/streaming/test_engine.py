@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 import streaming.engine
-from asr.audio import read_audio
+from asr.audio import read_audio, samples_in
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.timing import TimedWord
 from streaming import final_pass
-from streaming.endpoint import EndpointOptions, VoiceActivity, samples_in
+from streaming.endpoint import EndpointOptions, VoiceActivity
 from streaming.engine import Engine
 from streaming.events import (
     LONGEST_TIMELINE_MS,

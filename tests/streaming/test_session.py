@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from asr.checkpoint import LONGEST_DELAY_S
+from asr.limits import LONGEST_DELAY_S
 from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Partial, Word
 from streaming.session import DELAY_MS, Session, SessionOptions
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import streaming.engine
+from asr.audio import samples_in
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.mel import LogMel
@@ -19,7 +20,7 @@ from asr.transducer.model import load_head, save_head
 from asr.transducer.rescorer import Rescorer
 from asr.transducer.schedule import Waits, completion
 from kernels.int8_linear import padded
-from streaming.endpoint import EndpointOptions, samples_in
+from streaming.endpoint import EndpointOptions
 from streaming.engine import Engine
 from streaming.events import Endpoint, Final, Partial
 from streaming.recognizer import FLUSH_MS, WhisperRecognizer

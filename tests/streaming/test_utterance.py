@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr.audio import SAMPLE_RATE
-from streaming.endpoint import WINDOW, EndpointOptions, samples_in
+from asr.audio import SAMPLE_RATE, samples_in
+from streaming.endpoint import WINDOW, EndpointOptions
 from streaming.utterance import HURRY_AT, HURRY_SILENCE, Utterances, Verdict, quietest
 
 OPTIONS = EndpointOptions(longest_ms=10_000)

@@ -8,10 +8,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr.audio import milliseconds
 from server.dialects import Audio, Finalize
 from server.dialects.g711 import alaw_to_s16le
 from server.dialects.marks import Marks
-from streaming.endpoint import milliseconds
 from streaming.session import Session, SessionOptions
 from tests.server.dialects.wire import final, partial
 
