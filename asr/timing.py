@@ -242,6 +242,7 @@ def timed_words(
     *,
     samples: Tensor | NDArray[np.float32] | None = None,
     prefix: tuple[int, ...] | None = None,
+    context: tuple[int, ...] = (),
     heads: list[tuple[int, int]] | None = None,
     calibrate: Calibration = RAW,
 ) -> list[TimedWord]:
@@ -253,6 +254,7 @@ def timed_words(
         n_frames: encoder frames of real audio, at most T.
         samples: (n,) of the same audio at 16 kHz, to find the words' edges in.
         prefix: what stood in front of the tokens, if not the vocabulary's prefix; two tokens at least.
+        context: text tokens between prefix and `tokens`, said in the audio before them.
         heads: (layer, head) pairs whose attention follows the audio, if not the model's alignment heads.
         calibrate: what makes a confidence of the mean probability: `calibration(model.dims, ...)`.
     """
@@ -260,13 +262,15 @@ def timed_words(
         return []
     vocabulary = model.vocabulary
     prefix = prefix or vocabulary.prefix
-    sequence = upload(torch.tensor([[*prefix, *tokens, vocabulary.eot]]), model.device)
+    sequence = upload(torch.tensor([[*prefix, *context, *tokens, vocabulary.eot]]), model.device)
     scores, hidden = model.decoder.alignment_pass(sequence, heads or model.alignment_heads, audio)
-    start = len(prefix) - 1  # the position that predicts the first token
-    logprobs = model.decoder.project(hidden[start:-2]).float().log_softmax(-1)
-    chosen = logprobs.gather(1, sequence[0, len(prefix) : -1, None])[:, 0].cpu()  # of all words at once
-    # The row before takes the silence in front of the first word, EOT's row what follows the last.
-    first, behind = (frames[1:] for frames in token_frames(scores[:, start - 1 : -1], n_frames))
+    n_before = len(prefix) + len(context)
+    logprobs = model.decoder.project(hidden[n_before - 1 : -2]).float().log_softmax(-1)
+    chosen = logprobs.gather(1, sequence[0, n_before:-1, None])[:, 0].cpu()  # of all words at once
+    # A token's row is that of the position which predicts it. The row before the first takes the silence in front of
+    # it, EOT's row what follows the last.
+    rows = scores[:, len(prefix) - 2 : -1]
+    first, behind = (frames[1 + len(context) :] for frames in token_frames(rows, n_frames))
     words = vocabulary.words(tokens)
     spans, confidences, i = [], [], 0
     for _, n in words:

@@ -24,6 +24,7 @@ from asr.offline import OfflineDecoder
 from asr.search import Hypothesis
 from asr.timing import TimedWord
 from streaming import policy
+from streaming.context import Heard
 from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity
 from streaming.events import Bookmark, Endpoint, Fault, Final
 from streaming.final_pass import FinalJob, FinalPass, Rescoring
@@ -48,6 +49,7 @@ class _Stream:
     guidance: Guidance  # of the recogniser
     second_guidance: Guidance  # of the second pass
     replay: Replay
+    before: Heard = field(default_factory=Heard)  # the utterance that has ended last
     utterance: int = 0
     shown: policy.Shown = field(default_factory=policy.Shown)
     received: int = 0  # samples taken from the session; the window may have heard silence beyond them
@@ -220,9 +222,8 @@ class Engine:
             stream.received += len(samples)
             if stream.replay.missing:
                 again, samples = stream.replay.gather(samples, ending)
-                if again is not None and (feed := stream.utterances.recall(again, stream.replay.n_lead)):
-                    carried = self._carried(stream.replay.carried)
-                    work.append(_Work(stream, feed, Verdict.GO_ON, carried))
+                if again is not None:
+                    work += self._recall(stream, again)
             if ending:
                 rests.append((stream, samples))
             elif len(samples):
@@ -252,6 +253,13 @@ class Engine:
     def _current(self) -> list[_Stream]:
         with self._lock:
             return list(self._streams)
+
+    def _recall(self, stream: _Stream, again: np.ndarray) -> list[_Work]:
+        """Goes on where a lost session was, of which `again` (n,) was heard: what the recogniser must hear."""
+        replay = stream.replay
+        stream.before = Heard.again(again[: replay.n_finished], replay.said)
+        feed = stream.utterances.recall(again, replay.n_finished, replay.n_lead)
+        return [_Work(stream, feed, Verdict.GO_ON, self._carried(replay.carried))] if feed else []
 
     def _carried(self, settled: str) -> tuple[int, ...]:
         """The tokens that a window begins with behind a cut, be it in this session or in one that goes on with it."""
@@ -407,10 +415,15 @@ class Engine:
     ) -> None:
         """Puts out an utterance's final: the streaming words, or what the second pass makes of its audio."""
         session, utterance, begin_ms = stream.session, stream.utterance, stream.ms(start)
+        heard = Heard(samples[: samples_in(bookmark.audio_ms - begin_ms)])
+        before, stream.before = stream.before, heard
 
         def final(better: list[TimedWord] | None) -> list[Final]:
-            said = policy.final(better or words, utterance, begin_ms, bookmark)
-            return [said] if said else []
+            said, mark = better or words, bookmark
+            if session.options.final_pass == "full":
+                mark = heard.say(said, bookmark)
+            told = policy.final(said, utterance, begin_ms, mark)
+            return [told] if told else []
 
         if self._second_pass(stream):
             place = session.promise()
@@ -425,6 +438,7 @@ class Engine:
                 wanted=lambda: not session.aborted,
                 guidance=stream.second_guidance,
                 draft=" ".join(word.text for word in words),
+                context=lambda: before.context,
                 rescoring=rescoring,
             )
             self._final_pass.submit(job)

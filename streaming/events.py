@@ -7,7 +7,7 @@ of an utterance, then its final; an utterance's final precedes the next one's pa
 from dataclasses import dataclass
 
 LONGEST_TIMELINE_MS = 10**12  # 31 years: where a client may resume at the latest; a session goes on beyond it
-LONGEST_REPLAY_MS = 12_000  # more than any lead, or what lies behind a cut
+LONGEST_REPLAY_MS = 24_000  # more than any context, and any lead, or what lies behind a cut
 MAX_CARRIED_CHARS = 500
 
 
@@ -40,8 +40,9 @@ class Partial:
 class Bookmark:
     """Where a new session goes on behind a final, as the one that told it would have.
 
-    Its audio begins at `from_ms`. What lies before `audio_ms` is the silence that may lead the next utterance. What
-    lies between `audio_ms` and `heard_ms` was heard already, behind the cut where a full window turned in mid-speech.
+    Its audio begins at `from_ms`. The final's last words were said in the first `said_ms`; the second pass hears them
+    again in front of the next utterance. From there to `audio_ms` it is silence that may lead that. What lies between
+    `audio_ms` and `heard_ms` was heard already, behind the cut where a full window turned in mid-speech.
 
     Raises:
         ValueError: with one clear line.
@@ -51,11 +52,14 @@ class Bookmark:
     from_ms: int
     heard_ms: int
     carried: str = ""  # words behind the cut that were settled
+    said: str = ""  # the final's last words, if there is a second pass
+    said_ms: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.from_ms <= self.audio_ms <= self.heard_ms:
-            raise ValueError("0 <= from_ms <= audio_ms <= heard_ms must hold")
-        if self.heard_ms - self.from_ms > LONGEST_REPLAY_MS or len(self.carried) > MAX_CARRIED_CHARS:
+        if not (0 <= self.from_ms <= self.from_ms + self.said_ms <= self.audio_ms <= self.heard_ms):
+            raise ValueError("0 <= from_ms <= from_ms + said_ms <= audio_ms <= heard_ms must hold")
+        n_chars = max(len(self.carried), len(self.said))
+        if self.heard_ms - self.from_ms > LONGEST_REPLAY_MS or n_chars > MAX_CARRIED_CHARS:
             raise ValueError(
                 f"a bookmark spans {LONGEST_REPLAY_MS} ms and {MAX_CARRIED_CHARS} characters at most"
             )

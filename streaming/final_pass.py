@@ -13,7 +13,7 @@ import torch
 
 from asr.biasing import UNGUIDED, Guidance
 from asr.device import LAST, own_stream
-from asr.offline import OfflineDecoder
+from asr.offline import NO_CONTEXT, Context, OfflineDecoder
 from asr.timing import TimedWord
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class FinalJob:
     wanted: Callable[[], bool] = lambda: True  # False once the client is gone
     guidance: Guidance = UNGUIDED
     draft: str = ""  # what the stream was heard to say: the second pass says much of it, too
+    context: Callable[[], Context] = lambda: NO_CONTEXT  # asked once the jobs before are done
     rescoring: Rescoring | None = None  # in place of hearing the samples again
 
 
@@ -104,4 +105,5 @@ class FinalPass:
         job.done(words)
 
     def _heard_again(self, job: FinalJob) -> list[TimedWord]:
-        return self._decoder.transcribe(torch.from_numpy(job.samples), job.guidance, job.draft)
+        samples = torch.from_numpy(job.samples)
+        return self._decoder.transcribe(samples, job.guidance, job.draft, job.context())

@@ -15,14 +15,17 @@ class Replay:
 
     Attributes:
         missing: samples of it that are still to come.
-        n_lead: how many of its first samples are silence that may lead the next utterance.
+        n_finished: how many of its first samples belong to the final.
+        n_lead: how many of those, the last ones, are silence that may lead the next utterance.
+        said: the words of the final in the samples that belong to it.
         carried: the words behind a cut that had settled.
     """
 
     def __init__(self, bookmark: Bookmark) -> None:
         self.missing = samples_in(bookmark.heard_ms - bookmark.from_ms)
-        self.n_lead = samples_in(bookmark.audio_ms - bookmark.from_ms)
-        self.carried = bookmark.carried
+        self.n_finished = samples_in(bookmark.audio_ms - bookmark.from_ms)
+        self.n_lead = self.n_finished - samples_in(bookmark.said_ms)
+        self.said, self.carried = bookmark.said, bookmark.carried
         self._come: list[Samples] = []
 
     def gather(self, samples: Samples, ending: bool) -> tuple[Samples | None, Samples]:

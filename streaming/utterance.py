@@ -89,23 +89,24 @@ class Utterances:
             self.last_speech = self.now - (len(speech) - 1 - int(above[-1])) * WINDOW
         return Feed(chunk, fresh=False), self._verdict()
 
-    def recall(self, audio: np.ndarray, n_lead: int) -> Feed | None:
+    def recall(self, audio: np.ndarray, n_finished: int, n_lead: int) -> Feed | None:
         """Goes on behind an utterance that other segmentation has ended; before anything else is heard.
 
         Args:
-            audio: all since then, behind `n_lead` samples of silence that may lead the next utterance. Is there any,
-                a full window was turned, and another is open.
+            audio: the last `n_finished` samples of it, and all since then. Is there any, a full window was turned,
+                and another is open.
+            n_lead: how many of its samples, the last ones, are silence that may lead the next utterance.
 
         Returns:
             What the recogniser must hear, if a window is open.
         """
         assert not self.now
         self.now = len(audio)
-        if self.now == n_lead:
-            self._lead_with(audio)
+        if self.now == n_finished:
+            self._lead_with(audio[n_finished - n_lead :])
             return None
-        self.start, self._audio, self.last_speech = n_lead, [audio[n_lead:]], self.now
-        return Feed(audio[n_lead:], fresh=True)
+        self.start, self._audio, self.last_speech = n_finished, [audio[n_finished:]], self.now
+        return Feed(self._audio[0], fresh=True)
 
     def audio(self) -> np.ndarray:
         """All samples of the open window."""

@@ -2,11 +2,11 @@
 
 Query: model, chunk_ms, delay_ms, sample_rate, encoding (s16le, f32le, mulaw), channels, language (en), final_pass
 (full, rescore, none), words, interim, progress (booleans), beam, prompt, hotwords (separated by commas),
-hotword_boost, token. Client texts: finalize, keepalive, close, resume {audio_ms, from_ms, heard_ms, carried}, start
-{beam, prompt, hotwords (a list), hotword_boost} for what is too long for a query. Server texts: ready, partial,
-bookmark, final, endpoint, progress, closed, error. The session is opened at the first audio, finalize or close, so
-that a resume before it can set the timeline. To resume behind a final is to send what its bookmark holds, and the
-audio from its from_ms on; of a client that knows audio_ms alone, the audio from there on.
+hotword_boost, token. Client texts: finalize, keepalive, close, resume {what a bookmark
+holds}, start {beam, prompt, hotwords (a list), hotword_boost} for what is too long for a query. Server texts: ready,
+partial, bookmark, final, endpoint, progress, closed, error. The session is opened at the first audio, finalize or
+close, so that a resume before it can set the timeline. To resume behind a final is to send what its bookmark holds,
+and the audio from its from_ms on; of a client that knows audio_ms alone, the audio from there on.
 """
 
 import json
@@ -170,16 +170,18 @@ class Native(Lifecycle):
     def _resume(self, message: dict[str, Any]) -> list[Step]:
         if self.opened:
             return [_mistake("bad_order", "resume must come before any audio: reconnect to resume")]
-        audio_ms, carried = message.get("audio_ms"), message.get("carried", "")
-        from_ms, heard_ms = (message.get(name, audio_ms) for name in ("from_ms", "heard_ms"))
-        if not (
-            _is_integer(audio_ms) and _is_integer(from_ms) and _is_integer(heard_ms) and is_text(carried)
-        ):
+        known = message.get("audio_ms")
+        held: dict[str, Any] = {
+            name: message.get(name, known) for name in ("audio_ms", "from_ms", "heard_ms")
+        }
+        held |= {"said_ms": message.get("said_ms", 0)}
+        texts = {name: message.get(name, "") for name in ("carried", "said")}
+        if not (all(map(_is_integer, held.values())) and all(map(is_text, texts.values()))):
             return [_mistake("bad_text", "resume needs audio_ms, an integer, or all that a bookmark holds")]
-        if heard_ms > LONGEST_TIMELINE_MS:
+        if held["heard_ms"] > LONGEST_TIMELINE_MS:
             return [_mistake("bad_text", f"resume: a timeline begins at {LONGEST_TIMELINE_MS} ms at most")]
         try:
-            bookmark = Bookmark(audio_ms, from_ms, heard_ms, carried)
+            bookmark = Bookmark(**held, **texts)
         except ValueError as error:
             return [_mistake("bad_text", f"resume: {error}")]
         self.options = replace(self.options, resume=bookmark)

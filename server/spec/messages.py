@@ -25,6 +25,7 @@ from server.spec.schema import (
     record,
 )
 from streaming.events import (
+    LONGEST_REPLAY_MS,
     LONGEST_TIMELINE_MS,
     MAX_CARRIED_CHARS,
     Closed,
@@ -97,15 +98,18 @@ def _native() -> Vocabulary:
     ready = {"session": TEXT, "model": TEXT, "chunk_ms": INTEGER, "delay_ms": INTEGER, "limits": limits}
     start = {"beam": numbers["beam"], "prompt": PROMPT, "hotwords": HOTWORDS, "hotword_boost": boost}
     time = between(0, LONGEST_TIMELINE_MS)
-    carried = TEXT | {"maxLength": MAX_CARRIED_CHARS}
-    bookmark = {"audio_ms": time, "from_ms": time, "heard_ms": time, "carried": carried}
+    words = TEXT | {"maxLength": MAX_CARRIED_CHARS}
+    bookmark = {
+        "audio_ms": time, "from_ms": time, "heard_ms": time, "carried": words,
+        "said": words, "said_ms": between(0, LONGEST_REPLAY_MS),
+    }  # fmt: skip
     final = {name: schema for name, schema in fields_of(Final).items() if name != "bookmark"}
     return Vocabulary(
         chosen | numbers | texts | dict.fromkeys(("words", "interim", "progress"), flag),
         {
             "audio": BYTES,
             "start": _typed("start", start, *start),
-            "resume": _asked("resume", ("from_ms", "heard_ms", "carried"), **bookmark),
+            "resume": _asked("resume", tuple(bookmark)[1:], **bookmark),
             **{kind: _asked(kind) for kind in ("finalize", "keepalive", "close")},
         },
         {

@@ -17,8 +17,10 @@ import streaming.engine
 from asr.audio import read_audio, samples_in
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
+from asr.offline import Context
 from asr.timing import TimedWord
 from streaming import final_pass
+from streaming.context import LONGEST_MS
 from streaming.endpoint import EndpointOptions, VoiceActivity
 from streaming.engine import Engine
 from streaming.events import (
@@ -81,9 +83,34 @@ class Speaker:
         self.words = words
         self.heard: list[np.ndarray] = []
 
-    def transcribe(self, samples: Tensor, guidance: Guidance, draft: str) -> list[TimedWord]:
+    def transcribe(
+        self, samples: Tensor, guidance: Guidance, draft: str, context: Context
+    ) -> list[TimedWord]:
         self.heard.append(samples.numpy())
         return [TimedWord(word, 0.1 * i, 0.1 * i + 0.1, 0.9, 1) for i, word in enumerate(self.words)]
+
+
+class Listener:
+    """Says how loud the parts of audio are, so that utterances differ in words; keeps what stood before them."""
+
+    def __init__(self) -> None:
+        self.contexts: list[Context] = []
+
+    def transcribe(
+        self, samples: Tensor, guidance: Guidance, draft: str, context: Context
+    ) -> list[TimedWord]:
+        self.contexts.append(context)
+        n = len(samples) // 4
+        return [
+            TimedWord(
+                f"{float(samples[i * n : (i + 1) * n].abs().sum()):.3f}",
+                i * n / RATE,
+                (i + 1) * n / RATE,
+                0.9,
+                1,
+            )
+            for i in range(4)
+        ]
 
 
 def speech(*spans: tuple[float, float], seconds: float, seed: int = 0) -> np.ndarray:
@@ -391,6 +418,29 @@ def test_a_session_that_resumes_goes_on_as_the_undisturbed_one(
     assert story == [told(event) for event in undisturbed[:-1]]
 
 
+def test_the_second_pass_of_a_session_that_resumes_hears_what_was_said_before(
+    make_engine: Callable[..., Engine],
+) -> None:
+    """Behind pauses and behind cuts in mid-speech, and where the client asked for the end."""
+    options = SessionOptions(chunk_ms=400)
+    samples = speech((0.3, 1.5), (2.3, 24.0), (25.0, 26.2), seconds=27.0)
+    engine = make_engine(1)
+    listener = engine._final_pass._decoder = Listener()
+    undisturbed = converse(engine, engine.open(options), samples)
+    heard = listener.contexts
+    assert heard[0].text == ""
+    assert all(context.text for context in heard[1:])
+    assert all(0 < len(context.samples) <= samples_in(LONGEST_MS) for context in heard[1:])
+    for before, context in pairwise(heard):
+        assert context.text != before.text
+    listener.contexts = []
+    story = resumed_at_every_final(engine, options, samples)
+    assert story == [told(event) for event in undisturbed[:-1]]
+    for before, after in zip(heard, listener.contexts, strict=True):
+        assert before.text == after.text
+        assert np.array_equal(before.samples, after.samples)
+
+
 def test_silero_vad_hears_the_same_behind_a_bookmark(tiny: Whisper) -> None:
     """It remembers tens of seconds, and so it forgets at every final."""
     clips = [read_audio(SAMPLES / name) for name in ("austen-0870.flac", "jfk.wav")]
@@ -475,7 +525,7 @@ def test_where_too_many_wait_the_streaming_text_stands(
 def test_a_failing_second_pass_keeps_the_streaming_text(
     make_engine: Callable[..., Engine], threaded: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(samples: Tensor, guidance: Guidance, draft: str) -> list[TimedWord]:
+    def fail(samples: Tensor, guidance: Guidance, draft: str, context: Context) -> list[TimedWord]:
         raise RuntimeError("out of order")
 
     engine, outcomes = make_engine(threaded=threaded), list[str]()
@@ -495,7 +545,9 @@ def test_a_slow_second_pass_holds_back_what_follows_it(make_engine: Callable[...
     engine, gate = make_engine(threaded=True), threading.Event()
 
     class SlowSpeaker(Speaker):
-        def transcribe(self, samples: Tensor, guidance: Guidance, draft: str) -> list[TimedWord]:
+        def transcribe(
+            self, samples: Tensor, guidance: Guidance, draft: str, context: Context
+        ) -> list[TimedWord]:
             assert gate.wait(timeout=60)
             return super().transcribe(samples, guidance, draft)
 

@@ -18,12 +18,17 @@ def test_nothing_is_missing_where_nothing_is_known() -> None:
 @pytest.mark.parametrize("piece_ms", [100, 300, 900])
 def test_all_that_was_heard_comes_at_once(piece_ms: int) -> None:
     replay = Replay(Bookmark(audio_ms=500, from_ms=100, heard_ms=1_000, carried="and so"))
-    assert (replay.missing, replay.n_lead) == (900 * MS, 400 * MS)
+    assert (replay.missing, replay.n_finished, replay.n_lead) == (900 * MS, 400 * MS, 400 * MS)
     for start in range(0, len(AUDIO), piece_ms * MS):
         again, new = replay.gather(AUDIO[start : start + piece_ms * MS], ending=False)
         assert not len(new)
         assert (again is None) == bool(replay.missing)
     assert np.array_equal(again, AUDIO)
+
+
+def test_silence_that_leads_stands_behind_what_was_said() -> None:
+    replay = Replay(Bookmark(audio_ms=500, from_ms=100, heard_ms=500, said="so", said_ms=300))
+    assert (replay.missing, replay.n_finished, replay.n_lead) == (400 * MS, 400 * MS, 100 * MS)
 
 
 def test_audio_that_ends_before_is_new() -> None:

@@ -39,7 +39,18 @@ def taken(conversation: Session, n: int = CHUNK) -> list[tuple[list[float], bool
 
 
 @pytest.mark.parametrize(
-    "bookmark", [(-1, -1, -1), (5, 6, 7), (5, 4, 4), (0, 0, 10**13), (0, 0, 12_001), (0, 0, 0, "x" * 501)]
+    "bookmark",
+    [
+        (-1, -1, -1),
+        (5, 6, 7),
+        (5, 4, 4),
+        (0, 0, 10**13),
+        (0, 0, 24_001),
+        (0, 0, 0, "x" * 501),
+        (9, 4, 9, "", "x" * 501),
+        (9, 4, 9, "", "so", 6),
+        (9, 4, 9, "", "so", -1),
+    ],
 )
 def test_impossible_bookmarks_are_refused_in_one_line(bookmark: tuple) -> None:
     with pytest.raises(ValueError, match=r"^.*(must hold|at most)$"):

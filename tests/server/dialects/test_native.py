@@ -137,14 +137,15 @@ def test_resume_sets_the_timeline_and_must_come_first():
 
 
 def test_a_bookmark_comes_before_its_final_and_goes_back_as_it_is():
-    bookmark = Bookmark(4200, 3900, 4200, "")
+    bookmark = Bookmark(4200, 1900, 4200, "", "hi", 2000)
     told, final = map(message, native().render(Final(0, "hi", (WORD,), 0, 400, 4200, bookmark)))
-    assert told == {"type": "bookmark", "audio_ms": 4200, "from_ms": 3900, "heard_ms": 4200, "carried": ""}
+    held = {"audio_ms": 4200, "from_ms": 1900, "heard_ms": 4200, "carried": "", "said": "hi", "said_ms": 2000}
+    assert told == {"type": "bookmark", **held}
     assert (final["type"], "bookmark" in final) == ("final", False)
     dialect = native(progress="true")
     assert dialect.receive(text(**(told | {"type": "resume"}))) == []
     assert dialect.receive(b"ab")[0] == Open(SessionOptions(resume=bookmark))
-    assert dialect.progress(3900) == []
+    assert dialect.progress(1900) == []
     assert message(dialect.progress(4000)[0])["audio_ms"] == 4000
 
 
