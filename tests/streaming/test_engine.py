@@ -549,7 +549,7 @@ def test_a_slow_second_pass_holds_back_what_follows_it(make_engine: Callable[...
             self, samples: Tensor, guidance: Guidance, draft: str, context: Context
         ) -> list[TimedWord]:
             assert gate.wait(timeout=60)
-            return super().transcribe(samples, guidance, draft)
+            return super().transcribe(samples, guidance, draft, context)
 
     engine._final_pass._decoder = SlowSpeaker("At", "last.")
     session = engine.open(SessionOptions(chunk_ms=400))
