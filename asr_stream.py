@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from streaming.session import SessionOptions
 
 ROOMS = ("asr", "streaming", "adapters", "kernels", "server", "eval")
-MOST_ENGINES = 4  # unless asked for: each is a process of some 0.6 GB
+MOST_ENGINES = 4  # unless asked for: each is a process of some 0.6 GB, and its slots' memory
 #: The commands, each in a room: its module, with the command as `app`.
 COMMANDS = {
     "transcribe": "server.transcribe_command",

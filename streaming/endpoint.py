@@ -157,5 +157,5 @@ class VoiceActivity:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` of windows (n, t, K), which overlap in memory: as one matrix they take a third of the time."""
+    """`F.linear` of windows (n, t, K) that overlap in memory: as one matrix they take a third of the time."""
     return F.linear(x.flatten(0, 1), weight, bias).unflatten(0, x.shape[:2])

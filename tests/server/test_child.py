@@ -13,6 +13,7 @@ from server.bench import measure
 from server.child import child_server
 from server.demo import SeenWord, delays_ms, seen_words, show
 from server.dial import ServerError
+from server.processes import memory_mb
 from streaming.events import Partial, Word
 from tests.server.fakes import speech
 
@@ -48,6 +49,14 @@ def test_load_is_measured_on_both_sides(server):
     if sys.platform == "linux":
         assert values["memory_mb"] > 10
         assert values["cpu_cores"] >= 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_libraries_that_processes_share_count_once(server):
+    here, there = memory_mb(os.getpid()), memory_mb(server.pid)
+    assert here > there > 10
+    assert here < memory_mb(os.getpid(), server.pid) < here + there
+    assert memory_mb(2**22 + 1) is None
 
 
 def test_a_server_that_does_not_start_is_told_by_its_last_words():
