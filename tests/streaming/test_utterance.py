@@ -155,25 +155,38 @@ def test_a_turn_cuts_where_it_is_quietest() -> None:
     assert 0 <= quietest(noise, -5, 100) < 100
 
 
+def test_speech_is_counted_from_the_opening_of_a_window_to_its_end() -> None:
+    utterances = Utterances(3 * WINDOW, OPTIONS)
+    chunk, on = np.zeros(3 * WINDOW, np.float32), OPTIONS.onset
+    for speech, spoken in (([0, on, on], 2), ([on, 0, on], 4), ([0, 0, 0], 4)):
+        utterances.hear(chunk, np.array(speech, np.float32))
+        assert utterances.spoken == spoken * WINDOW
+    utterances.end()
+    utterances.hear(chunk, np.array([on, on, 0], np.float32))
+    assert utterances.spoken == 2 * WINDOW
+
+
 def test_what_led_before_leads_behind_a_bookmark() -> None:
     before = Stream(chunk_ms=100).hear(spoken(3.0, (1.0, 2.0))).utterances
     assert not before.open
     n_lead = before.n_lead
     assert n_lead == samples_in(OPTIONS.lead_ms)
+    said = np.zeros(1_000, np.float32)
     lead = np.arange(before.now - n_lead, before.now, dtype=np.float32)
     after = Utterances(before.chunk, OPTIONS)
-    assert after.recall(lead, n_lead) is None
+    assert after.recall(np.concatenate([said, lead]), 1_000 + n_lead, n_lead) is None
     for utterances in (before, after):
         feed, _ = utterances.hear(np.zeros(before.chunk, np.float32), np.ones(3))
         assert feed.fresh
         assert np.array_equal(feed.samples[:n_lead], lead)
-    assert after.start == 0
+    assert after.start == 1_000
 
 
 def test_behind_a_cut_a_window_is_open() -> None:
     utterances = Utterances(1_600, OPTIONS)
-    feed = utterances.recall(np.ones(16_000, np.float32), 0)
-    assert (feed.fresh, len(feed.samples), utterances.start, utterances.now) == (True, 16_000, 0, 16_000)
+    feed = utterances.recall(np.ones(16_000, np.float32), 1_000, 0)
+    assert (feed.fresh, len(feed.samples)) == (True, 15_000)
+    assert (utterances.start, utterances.now, utterances.spoken) == (1_000, 16_000, 0)
     feed, _ = utterances.hear(np.zeros(1_600, np.float32), np.zeros(3))
     assert not feed.fresh
 
