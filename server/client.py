@@ -268,7 +268,8 @@ class StreamClient:
             case Partial():
                 self._owed = bool(event.text)
             case None if not self._owed:  # progress, which comes after all events of the audio it covers
-                if (kept_ms := self._decoded_ms - KEEP_MS) > self._tape.base_ms:
+                finished_ms = self._bookmark.audio_ms if self._bookmark else 0  # words of a final are before
+                if (kept_ms := self._decoded_ms - KEEP_MS) > finished_ms:
                     self._go_on_from(Bookmark.at(kept_ms))
         if self._decoded_ms > self._furthest_ms:
             self._furthest_ms, self._tries = self._decoded_ms, 0

@@ -7,6 +7,7 @@ from asr.search import Hypothesis
 from asr.words import Words
 from streaming.events import Bookmark
 
+SLACK = samples_in(100)  # what a client that counts at another rate may lack, by rounding
 MOST_CARRIED = 128  # tokens that a bookmark may bring: more than are said in what lies behind a cut
 
 
@@ -32,7 +33,7 @@ class Replay:
         """Takes in (n,) samples, at most those that are missing.
 
         Args:
-            ending: the client ends here. If something is still missing then, it was elsewhere: all of this is new.
+            ending: the client ends here. If more than rounding is still missing then, it was elsewhere: all is new.
 
         Returns:
             What is to be heard again, once it is complete, and what is to be heard as any other audio.
@@ -41,11 +42,11 @@ class Replay:
         self.missing -= len(samples)
         if self.missing and not ending:
             return None, samples[:0]
+        missing, self.missing = self.missing, 0
         all_of_it, self._come = np.concatenate(self._come), []
-        if self.missing:
-            self.missing = 0
+        if missing > SLACK:
             return None, all_of_it
-        return all_of_it, samples[:0]
+        return np.pad(all_of_it, (0, missing)), samples[:0]
 
 
 def settled_tokens(text: str, vocabulary: Words) -> Hypothesis:

@@ -265,10 +265,11 @@ export class Conversation {
       if (message.type === "partial") this.#owed = message.text !== "";
       if (message.type === "final") this.#owed = false;
       const keptMs = this.#decodedMs - KEEP_MS;
+      const finishedMs = this.#bookmark?.audio_ms ?? 0; // words of a final are before
       if (message.type === "final") {
         const known = this.#coming?.audio_ms === message.audio_ms;
         this.#goOnFrom(known ? this.#coming : { audio_ms: message.audio_ms });
-      } else if (message.type === "progress" && !this.#owed && keptMs > this.#tape.baseMs) {
+      } else if (message.type === "progress" && !this.#owed && keptMs > finishedMs) {
         this.#goOnFrom({ audio_ms: keptMs });
       }
       if (this.#decodedMs > this.#furthestMs) [this.#furthestMs, this.#tries] = [this.#decodedMs, 0];

@@ -9,7 +9,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from server import client as client_module
 from server.client import StreamClient
 from server.dial import ServerError
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial
+from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Partial
 from tests.server.fakes import FakeEngine, speech, text
 from tests.server.running import Running, serving, start, until
 
@@ -284,6 +284,25 @@ def test_silence_is_kept_alive_and_not_kept_for_ever(monkeypatch):
             assert words(await listen(client)) == "w1"
 
     asyncio.run(main())
+
+
+def test_the_words_of_a_final_are_never_what_a_client_goes_on_from(monkeypatch):
+    """Its audio is kept for the second pass: from the middle of it they would be said twice."""
+    monkeypatch.setattr(client_module, "KEEP_MS", 500)
+    client = StreamClient("ws://localhost")
+    client._tape.record(speech(*[0] * 30))
+
+    def hear(kind: str, audio_ms: int, **more: object) -> tuple[int, int]:
+        client._hear({"type": kind, "audio_ms": audio_ms, **more})
+        assert client._bookmark is not None
+        return client._bookmark.audio_ms, client._tape.base_ms
+
+    client._coming = Bookmark(2000, 200, 2000, said="w1 w2", said_ms=1800)
+    final = {"utterance": 0, "text": "w1 w2", "start_ms": 0, "end_ms": 1900, "words": []}
+    assert hear("final", 2000, **final) == (2000, 200)
+    assert hear("progress", 2100) == (2000, 200)
+    assert hear("progress", 2500) == (2000, 200)
+    assert hear("progress", 2600) == (2100, 2100)
 
 
 def test_a_client_is_not_far_ahead_of_its_server(monkeypatch):

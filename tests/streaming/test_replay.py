@@ -40,6 +40,15 @@ def test_audio_that_ends_before_is_new() -> None:
     assert not replay.missing
 
 
+def test_what_is_missing_by_rounding_is_silence() -> None:
+    """Else a client that had ended the final itself would have its words said twice."""
+    replay = Replay(Bookmark(audio_ms=500, from_ms=100, heard_ms=500, said="so", said_ms=400))
+    again, new = replay.gather(AUDIO[: 400 * MS - 3], ending=True)
+    assert again is not None
+    assert np.array_equal(again[:-3], AUDIO[: 400 * MS - 3])
+    assert (again[-3:].tolist(), len(new), replay.missing) == ([0, 0, 0], 0, 0)
+
+
 def test_carried_words_have_settled(tiny: Whisper) -> None:
     carried = settled_tokens("and so my", tiny.vocabulary)
     assert tiny.vocabulary.text(list(carried.tokens)).strip() == "and so my"
