@@ -102,12 +102,14 @@ class Utterances:
         Args:
             audio: the last `n_finished` samples of it, and all since then. Is there any, a full window was turned,
                 and another is open.
-            n_lead: how many of its samples, the last ones, are silence that may lead the next utterance.
+            n_lead: how many of its samples, the last ones, are silence that may lead the next utterance; no more than
+                `end` leaves lead it.
 
         Returns:
             What the recogniser must hear, if a window is open.
         """
         assert not self.now
+        n_lead = min(n_lead, self._lead_chunks * self.chunk)
         self.now = len(audio)
         if self.now == n_finished:
             self._lead_with(audio[n_finished - n_lead :])

@@ -182,6 +182,16 @@ def test_what_led_before_leads_behind_a_bookmark() -> None:
     assert after.start == 1_000
 
 
+def test_no_more_leads_than_would_have() -> None:
+    """A client that keeps of a bookmark only what it knows sends words of the final in place of silence."""
+    utterances = Utterances(samples_in(300), OPTIONS)
+    audio = np.arange(samples_in(12_000), dtype=np.float32)
+    assert utterances.recall(audio, len(audio), len(audio)) is None
+    assert utterances.n_lead == samples_in(300)  # whole chunks, lead_ms at most
+    feed, _ = utterances.hear(np.zeros(utterances.chunk, np.float32), np.ones(9))
+    assert np.array_equal(feed.samples[: samples_in(300)], audio[-samples_in(300) :])
+
+
 def test_behind_a_cut_a_window_is_open() -> None:
     utterances = Utterances(1_600, OPTIONS)
     feed = utterances.recall(np.ones(16_000, np.float32), 1_000, 0)
