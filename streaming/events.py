@@ -8,7 +8,7 @@ one in which no word was heard in the end is left out, its number, too.
 from dataclasses import dataclass
 
 LONGEST_TIMELINE_MS = 10**12  # 31 years: where a client may resume at the latest; a session goes on beyond it
-LONGEST_REPLAY_MS = 24_000  # more than any context, and any lead, or what lies behind a cut
+LONGEST_REPLAY_MS = 12_000  # before a final's end any context and lead, behind it what lies behind a cut
 MAX_CARRIED_CHARS = 500
 
 
@@ -59,10 +59,12 @@ class Bookmark:
     def __post_init__(self) -> None:
         if not (0 <= self.from_ms <= self.from_ms + self.said_ms <= self.audio_ms <= self.heard_ms):
             raise ValueError("0 <= from_ms <= from_ms + said_ms <= audio_ms <= heard_ms must hold")
+        n_ms = max(self.audio_ms - self.from_ms, self.heard_ms - self.audio_ms)
         n_chars = max(len(self.carried), len(self.said))
-        if self.heard_ms - self.from_ms > LONGEST_REPLAY_MS or n_chars > MAX_CARRIED_CHARS:
+        if n_ms > LONGEST_REPLAY_MS or n_chars > MAX_CARRIED_CHARS:
             raise ValueError(
-                f"a bookmark spans {LONGEST_REPLAY_MS} ms and {MAX_CARRIED_CHARS} characters at most"
+                f"a bookmark spans {LONGEST_REPLAY_MS} ms before audio_ms and as many behind it, "
+                f"and texts of {MAX_CARRIED_CHARS} characters at most"
             )
 
     @classmethod
