@@ -12,6 +12,9 @@ from streaming.events import MAX_CARRIED_CHARS, Bookmark
 
 LONGEST_MS = 12_000  # more leaves no room in the window for long utterances
 BEFORE_MS = 300  # of silence in front of the first word
+FORGOTTEN_MS = (
+    60_000  # behind its end; clients that hear nothing keep no more audio (server/client.py, KEEP_MS)
+)
 
 
 class Heard:
@@ -19,19 +22,24 @@ class Heard:
 
     Args:
         samples: (n,) of its audio.
+        start: where it began on the stream's timeline, in samples.
     """
 
-    def __init__(self, samples: Samples = NO_CONTEXT.samples) -> None:
+    def __init__(self, samples: Samples = NO_CONTEXT.samples, start: int = 0) -> None:
         self.context = NO_CONTEXT
-        self._samples = samples
+        self._samples, self._end = samples, start + len(samples)
 
     @classmethod
     def again(cls, samples: Samples, said: str) -> "Heard":
         """The one before a session that goes on with a lost one: samples (n,) in which its last words were said."""
-        heard = cls()
+        heard = cls(samples)
         if said:
             heard.context = Context(samples, said)
         return heard
+
+    def context_of(self, start: int) -> Context:
+        """What the second pass of an utterance that began at `start` hears before it."""
+        return self.context if start - self._end <= samples_in(FORGOTTEN_MS) else NO_CONTEXT
 
     def say(self, words: Sequence[TimedWord], bookmark: Bookmark) -> Bookmark:
         """Takes in what was said.

@@ -20,7 +20,7 @@ from asr.biasing import Guidance
 from asr.cache import KVCache
 from asr.checkpoint import Whisper
 from asr.device import FIRST, own_stream
-from asr.offline import OfflineDecoder
+from asr.offline import NO_CONTEXT, OfflineDecoder
 from asr.search import Hypothesis
 from asr.timing import TimedWord
 from streaming import policy
@@ -37,7 +37,6 @@ from streaming.utterance import Feed, Utterances, Verdict
 WARM_SESSIONS = 8  # more add no shape that is not soon met
 POLL_S = 0.01  # between two looks for a second pass
 STEPS_TO_TRIM = 256  # a minute or so
-UNHEARD_MS = 500  # of speech in which the stream heard no word: the second pass may
 
 
 @dataclass
@@ -339,17 +338,14 @@ class Engine:
             self._show(stream, hypothesis)
         self._count_waits(stream)
         samples, start, end = utterances.audio(), utterances.start, stream.heard
-        unheard = stream.session.options.final_pass == "full" and utterances.spoken >= samples_in(UNHEARD_MS)
         assert start is not None
         rescoring = self._rescoring(stream, samples)
         hypothesis = self._recognizer.settle(self._state, stream.row)
         self._show(stream, hypothesis)
         utterances.end()
         self._forget_voices(stream)
-        if stream.shown.text or unheard:
-            endpoint = Endpoint(stream.utterance, stream.ms(end))
-            if stream.shown.text:
-                stream.session.put(endpoint)
+        if stream.shown.text:
+            stream.session.put(Endpoint(stream.utterance, stream.ms(end)))
             if self._second_pass(stream):  # it will know the times better, without making other streams wait
                 words = policy.rough_words(hypothesis, self._vocabulary, stream.delay_s)
             else:
@@ -357,7 +353,7 @@ class Engine:
             # Where the client asked for the end, the silence that completed the last chunk leads nothing.
             n_lead = utterances.n_lead if utterances.now == end else 0
             bookmark = Bookmark(stream.ms(end), stream.ms(end - n_lead), stream.ms(end))
-            self._finalise(stream, words, samples, start, bookmark, rescoring, endpoint)
+            self._finalise(stream, words, samples, start, bookmark, rescoring)
 
     def _turn(self, stream: _Stream) -> _Work:
         """Ends a full window in mid-speech; what was said behind the cut is heard again in the next one."""
@@ -416,32 +412,27 @@ class Engine:
         start: int,
         bookmark: Bookmark,
         rescoring: Rescoring | None,
-        endpoint: Endpoint | None = None,
     ) -> None:
-        """Puts out an utterance's final: the streaming words, or what the second pass makes of its audio.
-
-        Args:
-            endpoint: told with the final, if there are no streaming words: then there may be none at all.
-        """
+        """Puts out an utterance's final: the streaming words, or what the second pass makes of its audio."""
         session, utterance, begin_ms = stream.session, stream.utterance, stream.ms(start)
-        heard = Heard(samples[: samples_in(bookmark.audio_ms - begin_ms)])
+        full = session.options.final_pass == "full"
+        heard = Heard(
+            samples[: samples_in(bookmark.audio_ms - begin_ms)] if full else NO_CONTEXT.samples, start
+        )
         before, stream.before = stream.before, heard
 
-        def final(better: list[TimedWord] | None) -> list[Endpoint | Final]:
+        def final(better: list[TimedWord] | None) -> list[Final]:
             said, mark = better or words, bookmark
-            if session.options.final_pass == "full":
+            if full:
                 mark = heard.say(said, bookmark)
             told = policy.final(said, utterance, begin_ms, mark)
-            if told is None:
-                return []
-            return [told] if words or endpoint is None else [endpoint, told]
+            return [told] if told else []
 
         if self._second_pass(stream):
             place = session.promise()
 
             def done(better: list[TimedWord] | None) -> None:
-                if better or words:  # else there was nothing to hear
-                    self.second_pass_ended("heard" if better else "failed")
+                self.second_pass_ended("heard" if better else "failed")
                 session.fulfil(place, *final(better))
 
             job = FinalJob(
@@ -450,7 +441,7 @@ class Engine:
                 wanted=lambda: not session.aborted,
                 guidance=stream.second_guidance,
                 draft=" ".join(word.text for word in words),
-                context=lambda: before.context,
+                context=lambda: before.context_of(start),
                 rescoring=rescoring,
             )
             self._final_pass.submit(job)

@@ -1,8 +1,7 @@
 """What a conversation says: the one vocabulary that every dialect and every front end translates.
 
 Times are integer milliseconds on the session's timeline. Events of one session come in order: all partials
-of an utterance, then its final; an utterance's final precedes the next one's partials. Utterances are counted from 0;
-one in which no word was heard in the end is left out, its number, too.
+of an utterance, then its final; an utterance's final precedes the next one's partials.
 """
 
 from dataclasses import dataclass

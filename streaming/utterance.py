@@ -52,7 +52,6 @@ class Utterances:
     _audio: list[np.ndarray] = field(default_factory=list)  # of the open window
     _lead: list[np.ndarray] = field(default_factory=list)  # the newest chunks while nobody speaks
     _open_run: bool = False  # the newest voice window was above the onset
-    _spoken: int = 0  # voice windows of the open window that were
 
     @property
     def open(self) -> bool:
@@ -62,11 +61,6 @@ class Utterances:
     def n_lead(self) -> int:
         """How much of the audio just heard would lead a window, in samples."""
         return sum(map(len, self._lead))
-
-    @property
-    def spoken(self) -> int:
-        """For how long somebody has spoken in the open window, or behind its cut."""
-        return self._spoken * WINDOW
 
     @property
     def silence(self) -> int:
@@ -86,11 +80,10 @@ class Utterances:
                 return None, Verdict.GO_ON
             self._audio = [*self._lead, chunk]
             self.start = self.now - sum(map(len, self._audio))
-            self._lead, self._spoken = [], _n_voiced(speech, self.options.onset)
+            self._lead = []
             self.last_speech = self.now
             return Feed(np.concatenate(self._audio), fresh=True), Verdict.GO_ON
         self._audio.append(chunk)
-        self._spoken += _n_voiced(speech, self.options.onset)
         above = np.flatnonzero(speech >= self.options.offset)
         if len(above):
             self.last_speech = self.now - (len(speech) - 1 - int(above[-1])) * WINDOW
@@ -148,7 +141,7 @@ class Utterances:
         # Whole chunks after the cut, so that block ends and chunk ends stay together.
         cut = len(window) - (len(window) - cut) // self.chunk * self.chunk
         self.start += cut
-        self._audio, self._spoken = [window[cut:]], 0
+        self._audio = [window[cut:]]
         self.last_speech = self.now  # somebody is speaking; nothing of before the cut is needed any more
         return window[:cut], Feed(window[cut:], fresh=True)
 
@@ -179,10 +172,6 @@ class Utterances:
         if self.silence >= needed:
             return Verdict.END
         return Verdict.TURN if age + self.chunk > longest else Verdict.GO_ON
-
-
-def _n_voiced(speech: np.ndarray, onset: float) -> int:
-    return int(np.count_nonzero(speech >= onset))
 
 
 def quietest(samples: np.ndarray, first: int, last: int) -> int:

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from asr.audio import samples_in
 from asr.offline import NO_CONTEXT
 from asr.timing import TimedWord
-from streaming.context import LONGEST_MS, Heard
+from server.client import KEEP_MS
+from streaming.context import FORGOTTEN_MS, LONGEST_MS, Heard
 from streaming.events import MAX_CARRIED_CHARS, Bookmark
 
 RATE = 16_000
@@ -55,6 +57,14 @@ def test_a_word_that_is_timed_into_the_silence_takes_none_of_what_leads(start: f
     one, bookmark, samples = heard([word("so", start)], 2.0, lead_ms=500)
     assert (bookmark.from_ms, bookmark.said_ms) == (61_500, 0)
     assert np.array_equal(one.context.samples, samples[int(1.5 * RATE) :])
+
+
+def test_after_a_minute_it_is_forgotten() -> None:
+    one, _, samples = heard([word("so", 0.9)], 2.0)
+    latest = len(samples) + samples_in(FORGOTTEN_MS)
+    assert one.context_of(len(samples) - 1) is one.context_of(latest) is one.context is not NO_CONTEXT
+    assert one.context_of(latest + 1) is NO_CONTEXT
+    assert FORGOTTEN_MS == KEEP_MS
 
 
 def test_a_resumed_session_knows_what_the_lost_one_knew() -> None:

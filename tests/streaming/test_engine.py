@@ -18,7 +18,6 @@ from asr.audio import read_audio, samples_in
 from asr.biasing import Guidance
 from asr.checkpoint import Whisper
 from asr.offline import Context
-from asr.search import Hypothesis
 from asr.timing import TimedWord
 from streaming import final_pass
 from streaming.context import LONGEST_MS
@@ -500,36 +499,6 @@ def test_the_second_pass_has_the_last_word(make_engine: Callable[..., Engine]) -
     assert [word.end_ms for word in first.words] == [100, 200]
     assert events[-1] == Closed(3_500, 2, 4)
     assert np.array_equal(speaker.heard[0], TWO_UTTERANCES[: len(speaker.heard[0])])
-
-
-@pytest.mark.parametrize(
-    ("said", "seconds", "n_finals"), [(("Much", "better."), 1.2, 2), ((), 1.2, 0), (("no",), 0.3, 0)]
-)
-def test_what_the_stream_does_not_hear_the_second_pass_may(
-    make_engine: Callable[..., Engine],
-    monkeypatch: pytest.MonkeyPatch,
-    said: tuple[str, ...],
-    seconds: float,
-    n_finals: int,
-) -> None:
-    """In enough of speech; where it hears nothing, nothing ends."""
-    engine, outcomes = make_engine(), list[str]()
-    engine.second_pass_ended = outcomes.append
-    nothing = Hypothesis((), (), (), 0)
-    monkeypatch.setattr(
-        engine._recognizer.search,
-        "step",
-        lambda features, state, rows, *_: ([nothing] * len(rows), state),
-    )
-    speaker = engine._final_pass._decoder = Speaker(*said)
-    samples = speech((0.3, 0.3 + seconds), (2.3, 2.3 + seconds), seconds=4.5)
-    events = converse(engine, engine.open(SessionOptions(chunk_ms=100)), samples)
-    assert len(speaker.heard) == (2 if seconds > 0.5 else 0)
-    assert finals_of(events) == [" ".join(said)] * n_finals
-    assert [event.utterance for event in events if isinstance(event, Endpoint)] == list(range(n_finals))
-    assert outcomes == ["heard"] * n_finals
-    assert events[-1] == Closed(4_500, n_finals, 2 * n_finals)
-    assert not finals_of(converse(engine, engine.open(NO_SECOND_PASS), samples))
 
 
 def test_without_a_second_pass_none_is_run(make_engine: Callable[..., Engine]) -> None:

@@ -155,17 +155,6 @@ def test_a_turn_cuts_where_it_is_quietest() -> None:
     assert 0 <= quietest(noise, -5, 100) < 100
 
 
-def test_speech_is_counted_from_the_opening_of_a_window_to_its_end() -> None:
-    utterances = Utterances(3 * WINDOW, OPTIONS)
-    chunk, on = np.zeros(3 * WINDOW, np.float32), OPTIONS.onset
-    for speech, spoken in (([0, on, on], 2), ([on, 0, on], 4), ([0, 0, 0], 4)):
-        utterances.hear(chunk, np.array(speech, np.float32))
-        assert utterances.spoken == spoken * WINDOW
-    utterances.end()
-    utterances.hear(chunk, np.array([on, on, 0], np.float32))
-    assert utterances.spoken == 2 * WINDOW
-
-
 def test_what_led_before_leads_behind_a_bookmark() -> None:
     before = Stream(chunk_ms=100).hear(spoken(3.0, (1.0, 2.0))).utterances
     assert not before.open
@@ -196,7 +185,7 @@ def test_behind_a_cut_a_window_is_open() -> None:
     utterances = Utterances(1_600, OPTIONS)
     feed = utterances.recall(np.ones(16_000, np.float32), 1_000, 0)
     assert (feed.fresh, len(feed.samples)) == (True, 15_000)
-    assert (utterances.start, utterances.now, utterances.spoken) == (1_000, 16_000, 0)
+    assert (utterances.start, utterances.now) == (1_000, 16_000)
     feed, _ = utterances.hear(np.zeros(1_600, np.float32), np.zeros(3))
     assert not feed.fresh
 
