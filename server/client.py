@@ -5,8 +5,9 @@ import contextlib
 import json
 import random
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -168,12 +169,21 @@ class StreamClient:
         if self._failure is not None:
             raise self._failure
 
-    async def _until_near(self, audio_ms: float) -> None:
-        """Waits until the server has decoded all but MAX_AHEAD_MS of the audio before `audio_ms`."""
+    async def _until_near(self, audio_ms: float, stay: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Waits until the server has decoded all but MAX_AHEAD_MS of the audio before `audio_ms`.
+
+        Args:
+            stay: called now and then meanwhile.
+        """
         while audio_ms - self._decoded_ms > MAX_AHEAD_MS:
             self._check()
             self._moved.clear()
-            await self._moved.wait()
+            try:
+                async with asyncio.timeout(KEEPALIVE_S):
+                    await self._moved.wait()
+            except TimeoutError:
+                if stay is not None:
+                    await stay()
 
     async def _run(self, socket: ClientConnection) -> None:
         """Connection after connection, until the server has told everything, or cannot be used."""
@@ -231,6 +241,7 @@ class StreamClient:
 
     async def _speak(self, socket: ClientConnection) -> None:
         """Says the tape, from what has no final yet to its end, and keepalives while nothing is said."""
+        stay = partial(socket.send, json.dumps({"type": "keepalive"}))
         with contextlib.suppress(ConnectionClosed):  # seen where we listen
             if self._wishes:
                 await socket.send(json.dumps({"type": "start", **self._wishes}))
@@ -246,12 +257,14 @@ class StreamClient:
                         async with asyncio.timeout(KEEPALIVE_S):
                             await self._said.wait()
                     except TimeoutError:
-                        await socket.send(json.dumps({"type": "keepalive"}))
+                        await stay()
                     continue
                 number += 1
                 if isinstance(entry, bytes):
                     said_ms += len(entry) / self._bytes_per_ms
-                    await self._until_near(said_ms)
+                    # An answer that is not read for long must not look as if nothing were said: the server would end
+                    # the utterance in the middle of a word.
+                    await self._until_near(said_ms, stay)
                     await socket.send(entry)
                 else:
                     await socket.send(json.dumps({"type": entry}))

@@ -286,6 +286,33 @@ def test_silence_is_kept_alive_and_not_kept_for_ever(monkeypatch):
     asyncio.run(main())
 
 
+def test_who_waits_for_the_server_is_not_idle(monkeypatch):
+    """Its answers may lie unread for long; a server takes silence of 10 s for the end, in the middle of a word."""
+    monkeypatch.setattr(client_module, "KEEPALIVE_S", 0.01)
+    monkeypatch.setattr(client_module, "MAX_AHEAD_MS", 200)
+
+    class Socket:
+        def __init__(self) -> None:
+            self.sent: list[bytes | str] = []
+
+        async def send(self, message: bytes | str) -> None:
+            self.sent.append(message)
+
+    async def main():
+        client, socket = StreamClient("ws://localhost"), Socket()
+        client._tape.record(speech(1, 2))
+        client._tape.record(speech(3))
+        speaking = asyncio.create_task(client._speak(socket))
+        await until(lambda: len(socket.sent) > 3)
+        assert socket.sent[0] == speech(1, 2)
+        assert {*socket.sent[1:]} == {'{"type": "keepalive"}'}
+        client._hear({"type": "progress", "audio_ms": 100})
+        await until(lambda: speech(3) in socket.sent)
+        speaking.cancel()
+
+    asyncio.run(main())
+
+
 def test_the_words_of_a_final_are_never_what_a_client_goes_on_from(monkeypatch):
     """Its audio is kept for the second pass: from the middle of it they would be said twice."""
     monkeypatch.setattr(client_module, "KEEP_MS", 500)
