@@ -6,6 +6,7 @@ import io
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -65,8 +66,12 @@ def address() -> Iterator[Address]:
     listener.listen()  # who comes before the server runs waits
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
+    address = Address(listener.getsockname()[1])
     try:
-        yield Address(listener.getsockname()[1])
+        # It warms up before it answers, and clients wait for 10 s at most.
+        with urllib.request.urlopen(f"{address.http}/readyz", timeout=PATIENCE_S) as response:
+            assert response.status == 200
+        yield address
     finally:
         server.should_exit = True
         thread.join()
