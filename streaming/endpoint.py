@@ -131,9 +131,8 @@ class VoiceActivity:
         """(n, 64 + 512) windows in context -> (n, 128)"""
         n = len(seen)
         seen = F.pad(seen, (0, _CONTEXT, 0, max(0, _LEAST - n)))
-        seen[:, -_CONTEXT:] = seen[:, -2 * _CONTEXT - 1 : -_CONTEXT - 1].flip(
-            1
-        )  # its padding mirrors the end
+        # Its padding mirrors the end.
+        seen[:, -_CONTEXT:] = seen[:, -2 * _CONTEXT - 1 : -_CONTEXT - 1].flip(1)
         real, imaginary = _product(seen.unfold(1, _FOURIER, _FOURIER // 2), self._basis).chunk(2, dim=2)
         x = (real * real + imaginary * imaginary).sqrt()  # (n, 4, 129)
         for weight, bias, stride in self._convolutions:

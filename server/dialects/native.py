@@ -2,11 +2,11 @@
 
 Query: model, chunk_ms, delay_ms, sample_rate, encoding (s16le, f32le, mulaw), channels, language (en), final_pass
 (full, rescore, none), words, interim, progress (booleans), beam, prompt, hotwords (separated by commas),
-hotword_boost, token. Client texts: finalize, keepalive, close, resume {what a bookmark
-holds}, start {beam, prompt, hotwords (a list), hotword_boost} for what is too long for a query. Server texts: ready,
-partial, bookmark, final, endpoint, progress, closed, error. The session is opened at the first audio, finalize or
-close, so that a resume before it can set the timeline. To resume behind a final is to send what its bookmark holds,
-and the audio from its from_ms on; of a client that knows audio_ms alone, the audio from there on.
+hotword_boost, token. Client texts: finalize, keepalive, close, resume {what a bookmark holds}, start {beam, prompt,
+hotwords (a list), hotword_boost} for what is too long for a query. Server texts: ready, partial, bookmark, final,
+endpoint, progress, closed, error. The session is opened at the first audio, finalize or close, so that a resume
+before it can set the timeline. To resume behind a final is to send what its bookmark holds, and the audio from its
+from_ms on; of a client that knows audio_ms alone, the audio from there on.
 """
 
 import json
