@@ -120,6 +120,7 @@ class Connection:
             if self._closing.is_set():
                 await asyncio.wait({writer}, timeout=FAREWELL_S)
         finally:
+            self._closing.set()  # who drains or fails us from here on, while the tasks end, has nothing to end
             self._let_go()
             for task in (reader, writer, closing):
                 task.cancel()

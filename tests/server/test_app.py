@@ -318,6 +318,27 @@ def test_draining_is_bounded():
     asyncio.run(main())
 
 
+def test_draining_survives_clients_that_vanish():
+    """At whatever moment: also while their conversation is being put away, and still counted."""
+
+    async def main():
+        async with serving() as running:
+            for turns in range(20):  # of the loop, from the cut to the draining
+                async with connect(running.url) as client:
+                    await client.send(speech(1))
+                    await until(lambda: running.engine.sessions)
+                    for connection in list(running.server.server_state.connections):
+                        connection.transport.abort()
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    await running.house.drain()
+                assert not running.house.connections
+                await until(lambda: running.engine.free_slots == 4)
+                running.house.draining = False
+
+    asyncio.run(main())
+
+
 def test_a_broken_model_is_told_and_survived():
     async def main():
         async with serving() as running:
