@@ -99,7 +99,7 @@ class StreamClient:
         self._furthest_ms = 0  # by any
         self._bookmark: Bookmark | None = None  # where the tape begins; None at the very beginning
         self._coming: Bookmark | None = None  # that of the final which comes next
-        self.reconnections = 0
+        self.losses: list[str] = []  # by what each connection was lost after which there was another
         self._owed = False  # words were told whose final is still to come, however late it is
 
     async def __aenter__(self) -> Self:
@@ -121,6 +121,10 @@ class StreamClient:
         """The connection at hand, for those who disturb it: after a loss it is another."""
         assert self._socket is not None, "the client is entered first"
         return self._socket
+
+    @property
+    def reconnections(self) -> int:
+        return len(self.losses)
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -190,7 +194,7 @@ class StreamClient:
         try:
             while (lost := await self._converse(socket)) is not None:
                 socket = self._socket = await self._reconnect(lost)
-                self.reconnections += 1
+                self.losses.append(str(lost))
         except Exception as error:
             self._failure = error  # raised where the caller sends or listens
         self._over = True

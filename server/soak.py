@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -184,13 +184,14 @@ class _Soak:
         """Raises ServerError."""
         async with StreamClient(self._server.url, retries=RETRIES) as client:
             self.report.visits += 1
-            listening = asyncio.create_task(_finals(client))
+            story = _Story(client)
+            listening = asyncio.create_task(_finals(client, story))
             said: list[tuple[str, int]] = []  # (clip, or nothing for silence; where it ended, ms)
             try:
-                await self._speak(client, visit, said)
+                await self._speak(client, visit, said, story)
                 if visit.closes:
                     await client.close()
-                    self._judge(said, await listening)
+                    self._judge(said, await listening, story)
                     self.report.closed += 1
                 else:
                     client.connection.transport.abort()
@@ -200,7 +201,9 @@ class _Soak:
                 listening.cancel()
                 await asyncio.gather(listening, return_exceptions=True)
 
-    async def _speak(self, client: StreamClient, visit: Visit, said: list[tuple[str, int]]) -> None:
+    async def _speak(
+        self, client: StreamClient, visit: Visit, said: list[tuple[str, int]], story: "_Story"
+    ) -> None:
         """Turn by turn; none begins after the end of the soak."""
         end, due = 0, time.monotonic()
         for turn in visit.turns:
@@ -209,7 +212,8 @@ class _Soak:
                 ("", silence, ()),
                 (turn.clip, self._clips[turn.clip], turn.incidents),
             ):
-                due = await self._say(client, samples, list(incidents), due)
+                story.tell(f"says {name}" if name else "is silent")
+                due = await self._say(client, samples, list(incidents), due, story)
                 await client.finalize()
                 end += len(samples)
                 said.append((name, end * 1000 // SAMPLE_RATE))
@@ -217,11 +221,17 @@ class _Soak:
                 return
 
     async def _say(
-        self, client: StreamClient, samples: np.ndarray, incidents: list[Incident], due: float
+        self,
+        client: StreamClient,
+        samples: np.ndarray,
+        incidents: list[Incident],
+        due: float,
+        story: "_Story",
     ) -> float:
         """In real time from `due` on, and when the last of it was due: the client's clock stands while it pauses."""
         for start in range(0, len(samples), BLOCK):
             while incidents and incidents[0].at_s * SAMPLE_RATE <= start:
+                story.tell(f"{incidents[0].manner}, {incidents[0].seconds:.1f} s")
                 due += await self._misbehave(client, incidents.pop(0))
             block = samples[start : start + BLOCK]
             due += len(block) / SAMPLE_RATE
@@ -245,14 +255,14 @@ class _Soak:
                 return incident.seconds
         return 0.0
 
-    def _judge(self, said: list[tuple[str, int]], finals: list[Final]) -> None:
+    def _judge(self, said: list[tuple[str, int]], finals: list[Final], story: "_Story") -> None:
         """Each final belongs to the clip that was said when its audio ended."""
         start_ms = 0
         for clip, end_ms in said:
             heard = " ".join(final.text for final in finals if start_ms < final.audio_ms <= end_ms)
             quiet = self._quiet.get(clip, "")
             if (difference := compare(clip, quiet, heard)) is not None:
-                self.report.differences.append(difference)
+                self.report.differences.append(replace(difference, story=tuple(story.lines)))
             self.report.clips += bool(clip)
             self.report.words += len(quiet.split())
             start_ms = end_ms
@@ -269,8 +279,33 @@ class _Soak:
             await asyncio.sleep(0.2)
 
 
-async def _finals(client: StreamClient) -> list[Final]:
-    return [event async for event in client if isinstance(event, Final)]
+class _Story:
+    """What happens in a conversation, line by line, for whoever must explain a difference."""
+
+    def __init__(self, client: StreamClient) -> None:
+        self.lines: list[str] = []
+        self._client = client
+        self._began = time.monotonic()
+        self._losses = 0
+
+    def tell(self, what: str) -> None:
+        """Adds a line, behind those of connections that were lost since the last one."""
+        for loss in self._client.losses[self._losses :]:
+            self._add(f"is back: {loss}")
+        self._losses = len(self._client.losses)
+        self._add(what)
+
+    def _add(self, what: str) -> None:
+        self.lines.append(f"{time.monotonic() - self._began:.1f} s: {what}")
+
+
+async def _finals(client: StreamClient, story: _Story) -> list[Final]:
+    finals = []
+    async for event in client:
+        if isinstance(event, Final):
+            finals.append(event)
+            story.tell(f"hears {event.text!r}, to {event.audio_ms} ms")
+    return finals
 
 
 def free_slots(url: str) -> int | None:

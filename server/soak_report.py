@@ -26,7 +26,8 @@ class Difference:
     heard: str
     lost: int
     added: int  # doubled ones among them
-    otherwise: int  # worded otherwise: other batches round otherwise
+    otherwise: int  # worded otherwise
+    story: tuple[str, ...] = ()  # of its conversation, in order: what was said, suffered and heard
 
 
 def compare(clip: str, quiet: str, heard: str) -> Difference | None:
@@ -157,6 +158,7 @@ class SoakReport:
             lines += [
                 f"| {each.clip or '(silence)'} | {each.quiet} | {each.heard} |" for each in self.differences
             ]
+            lines += ["", "soak.json tells the story of each one's conversation."]
         return "\n".join(lines).rstrip() + "\n"
 
     def plot(self, path: Path) -> None:
