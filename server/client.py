@@ -77,6 +77,7 @@ class StreamClient:
             "final_pass": final_pass,
             "words": "true",
             "progress": "true",
+            "resumes": "true",
         }
         self._url, self._token = with_query(url, query), token
         wishes = {"beam": beam, "prompt": prompt, "hotwords": hotwords and list(hotwords)}

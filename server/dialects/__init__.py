@@ -139,7 +139,10 @@ class Dialect(Admission, Protocol):
         """Audio is decoded up to `audio_ms`, and the events so far are rendered."""
 
     def leave(self, code: int, why: str) -> list[Step]:
-        """The server wants to end: finish the session, and when it is Closed, close with `code` and `why`."""
+        """The server wants to end: finish the session, and when it is Closed, close with `code` and `why`.
+
+        At once where the client has said that it resumes.
+        """
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The native protocol, `GET /v1/stream`: audio in binary frames, control and events as JSON texts.
 
 Query: model, chunk_ms, delay_ms, sample_rate, encoding (s16le, f32le, mulaw), channels, language (en), final_pass
-(full, rescore, none), words, interim, progress (booleans), beam, prompt, hotwords (separated by commas),
+(full, rescore, none), words, interim, progress, resumes (booleans), beam, prompt, hotwords (separated by commas),
 hotword_boost, token. Client texts: finalize, keepalive, close, resume {what a bookmark holds}, start {beam, prompt,
 hotwords (a list), hotword_boost} for what is too long for a query. Server texts: ready, partial, bookmark, final,
 endpoint, progress, closed, error. The session is opened at the first audio, finalize or close, so that a resume
@@ -29,7 +29,7 @@ from streaming.events import LONGEST_TIMELINE_MS, Bookmark, Closed, Event, Fault
 from streaming.session import SessionOptions, no_such_pass
 
 NUMBERS = ("chunk_ms", "delay_ms", "sample_rate", "channels", "beam")
-FLAGS = ("words", "interim", "progress")
+FLAGS = ("words", "interim", "progress", "resumes")
 TEXTS = ("model", "language", "encoding", "final_pass", "token", "prompt", "hotwords", "hotword_boost")
 # The token is checked at the door.
 STARTS: dict[str, type | tuple[type, ...]] = {
@@ -51,6 +51,7 @@ class Native(Lifecycle):
     words: bool = False
     interim: bool = True
     reports: bool = False  # progress for every decoded chunk
+    resumes: bool = False  # the client does, behind the last final, whatever ends its connection
     reported_ms: int = field(default=0, init=False)
 
     @staticmethod
@@ -89,6 +90,7 @@ class Native(Lifecycle):
             words=_flag("words", query.get("words", "false")),
             interim=_flag("interim", query.get("interim", "true")),
             reports=_flag("progress", query.get("progress", "false")),
+            resumes=_flag("resumes", query.get("resumes", "false")),
         )
 
     def greet(self, session: str) -> list[Step]:
@@ -166,6 +168,13 @@ class Native(Lifecycle):
             return []
         self.reported_ms = audio_ms
         return [_message("progress", audio_ms=audio_ms)]
+
+    def leave(self, code: int, why: str) -> list[Step]:
+        """Who resumes says the open utterance again: to end it here could cut a word in two."""
+        if self.resumes and not self.finished:
+            self.finished = True
+            return [Close(code, why)]
+        return super().leave(code, why)
 
     def _resume(self, message: dict[str, Any]) -> list[Step]:
         if self.opened:

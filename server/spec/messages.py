@@ -105,7 +105,7 @@ def _native() -> Vocabulary:
     }  # fmt: skip
     final = {name: schema for name, schema in fields_of(Final).items() if name != "bookmark"}
     return Vocabulary(
-        chosen | numbers | texts | dict.fromkeys(("words", "interim", "progress"), flag),
+        chosen | numbers | texts | dict.fromkeys(("words", "interim", "progress", "resumes"), flag),
         {
             "audio": BYTES,
             "start": _typed("start", start, *start),

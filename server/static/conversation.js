@@ -203,7 +203,7 @@ export class Conversation {
     const { query, key, rate } = this.#options;
     const url = new URL("v1/stream", location.href);
     url.protocol = url.protocol.replace("http", "ws");
-    url.search = new URLSearchParams({ ...query, sample_rate: rate, words: true, progress: true, ...(key && { token: key }) });
+    url.search = new URLSearchParams({ ...query, sample_rate: rate, words: true, progress: true, resumes: true, ...(key && { token: key }) });
     const socket = (this.#socket = new WebSocket(url));
     this.#decodedMs = this.#tape.baseMs;
     this.#owed = false;

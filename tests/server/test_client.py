@@ -89,6 +89,44 @@ def test_a_server_that_dies_and_comes_back_loses_and_repeats_nothing(how):
     asyncio.run(main())
 
 
+def test_an_utterance_outlives_a_server_that_drains():
+    """It comes whole from the next one, and is not cut, perhaps in mid-word, where the first one ended."""
+
+    async def main():
+        first = await start(FakeEngine())
+        async with StreamClient(first.url, chunk_ms=200, retries=100) as client:
+            await client.send(speech(1, 2, 3))
+            await until(lambda: client._decoded_ms >= 200)
+            await first.stop()
+            second = await start(FakeEngine(), port=first.port)
+            await client.send(speech(4, 0))
+            await client.close()
+            events = await listen(client)
+        await second.stop()
+        assert [event.text for event in events if isinstance(event, Final)] == ["w1 w2 w3 w4"]
+        assert_one_story(events)
+
+    asyncio.run(main())
+
+
+def test_an_utterance_outlives_a_client_that_stands_still(monkeypatch):
+    """As a computer does that sleeps: nothing comes from it, not even that it is there."""
+    monkeypatch.setattr(client_module, "KEEPALIVE_S", 100.0)
+
+    async def main():
+        async with serving(idle_timeout_s=0.1) as running, StreamClient(running.url, chunk_ms=200) as client:
+            await client.send(speech(1, 2, 3))
+            await until(lambda: client.reconnections > 0)
+            assert "idle" in client.losses[0]
+            await client.send(speech(4, 0))
+            await client.close()
+            events = await listen(client)
+            assert [event.text for event in events if isinstance(event, Final)] == ["w1 w2 w3 w4"]
+            assert_one_story(events)
+
+    asyncio.run(main())
+
+
 def test_a_broken_model_is_tried_again():
     async def main():
         async with serving() as running, StreamClient(running.url) as client:

@@ -201,6 +201,9 @@ def test_the_command_writes_its_reports_and_fails_with_a_broken_server(
         2,
     )
     assert written["lost"] == len(written["differences"]) > 0
+    story = " ".join(next(each["story"] for each in written["differences"] if each["clip"] == "short"))
+    assert "says short" in story
+    assert "hears 'w1 w2'" in story
     page = (tmp_path / "out" / "soak.md").read_text()
     assert "| every slot came back | **no** |" in page
     assert "| no word was lost | **no** |" in page

@@ -213,6 +213,17 @@ def test_closed_ends_with_the_reason_of_the_end():
     assert dialect.render(closed)[1] == Close(1001, "still draining")
 
 
+def test_who_resumes_is_left_at_once_unless_all_is_said():
+    dialect = native(resumes="true")
+    dialect.receive(b"..")
+    assert dialect.leave(1001, "draining") == [Close(1001, "draining")]
+    assert dialect.receive(b"..") == dialect.leave(1001, "still draining") == []
+    dialect = native(resumes="true")
+    assert dialect.receive('{"type":"close"}')[-1] == Finish()
+    assert dialect.leave(1001, "draining") == []
+    assert dialect.render(Closed(600, 1, 1))[1] == Close(1001, "draining")
+
+
 def test_the_rest_of_the_vocabulary():
     assert message(native().render(Endpoint(3, 900))[0]) == {
         "type": "endpoint",
