@@ -15,6 +15,7 @@ from server.dialects import plain
 WARM_UP = 0.25  # of the soak: what a server takes once, it has taken by then
 AN_END = 0.1  # of the rest: memory at its beginning and at its end are medians over so much
 MOST_GROWTH = 0.02
+HEADROOM = 1.1  # of the plot
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ class SoakReport:
         panel = figure.subplots()
         panel.plot([at_s / 60 for at_s, _ in self.memory_mb], [mb for _, mb in self.memory_mb])
         panel.axvspan(0, WARM_UP * self.seconds / 60, color="grey", alpha=0.2, label="warm-up")
-        panel.set(xlabel="minutes", ylabel="resident memory of the server, MB", ylim=(0, None))
+        top = HEADROOM * max((mb for _, mb in self.memory_mb), default=1.0)
+        panel.set(xlabel="minutes", ylabel="resident memory of the server, MB", ylim=(0, top))
         panel.legend(loc="lower right")
         save_figure(figure, path)
 
