@@ -170,7 +170,7 @@ class House:
         log.warning("refused, %s: %s", refusal.code, refusal, extra=fields(**whence(client)))
 
     async def drain(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Takes no one in and lets every conversation finish, for drain_timeout_s or until `hurry`."""
+        """Takes no one in and lets conversations finish that cannot resume, for drain_timeout_s or until `hurry`."""
         self.draining = True
         for connection in self.connections:
             connection.leave(1001, "the server is draining: reconnect and resume")

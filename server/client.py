@@ -125,6 +125,7 @@ class StreamClient:
 
     @property
     def reconnections(self) -> int:
+        """How often a lost connection was followed by another."""
         return len(self.losses)
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -267,8 +268,8 @@ class StreamClient:
                 number += 1
                 if isinstance(entry, bytes):
                     said_ms += len(entry) / self._bytes_per_ms
-                    # An answer that is not read for long must not look as if nothing were said: the server would end
-                    # the utterance in the middle of a word.
+                    # An answer that is not read for long must not look as if nobody were there: the server would
+                    # close, and all since the last final be said again.
                     await self._until_near(said_ms, stay)
                     await socket.send(entry)
                 else:

@@ -45,7 +45,7 @@ class Conversation(Protocol):
         """How long the oldest undecoded audio has waited."""
 
     def leave(self, code: int, why: str) -> None:
-        """Ends the conversation well: what was heard is finished first."""
+        """Ends the conversation well: what was heard is finished first, unless the client resumes elsewhere."""
 
     def fail(self, fault: Fault) -> None:
         """Ends the conversation at once: the client is told, the slot is free."""
@@ -130,7 +130,7 @@ class Connection:
             self._log.info("gone", extra={"seconds": seconds, **said, **self._close})
 
     def leave(self, code: int, why: str) -> None:
-        """Ends the conversation well: what was heard is finished, then the socket closes with this code."""
+        """Ends the conversation well, as the dialect has it; the socket closes with this code."""
         self._carry_out(self._dialect.leave(code, why))
 
     def fail(self, fault: Fault) -> None:

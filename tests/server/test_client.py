@@ -325,7 +325,7 @@ def test_silence_is_kept_alive_and_not_kept_for_ever(monkeypatch):
 
 
 def test_who_waits_for_the_server_is_not_idle(monkeypatch):
-    """Its answers may lie unread for long; a server takes silence of 10 s for the end, in the middle of a word."""
+    """Its answers may lie unread for long; a server closes on who says nothing for 10 s."""
     monkeypatch.setattr(client_module, "KEEPALIVE_S", 0.01)
     monkeypatch.setattr(client_module, "MAX_AHEAD_MS", 200)
 

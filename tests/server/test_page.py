@@ -5,6 +5,7 @@ import tomllib
 from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from starlette.testclient import TestClient
@@ -209,6 +210,15 @@ def test_the_page_has_the_patience_of_its_twin_in_python():
     assert ours["CLOSED_SLACK_MS"] == twin.CLOSED_SLACK_MS
     (hopeless,) = re.findall(r"new Set\(\[([\d, ]+)\]\)", source("conversation.js"))
     assert set(map(int, hopeless.split(","))) == twin.HOPELESS
+
+
+def test_the_page_asks_for_what_its_twin_in_python_asks_for():
+    (asked,) = re.findall(r"new URLSearchParams\(\{(.*)\}\)", source("conversation.js"))
+    ours = set(re.findall(r"(\w+): true", asked))
+    theirs = {
+        name for name, value in parse_qsl(urlsplit(twin.StreamClient("ws://x")._url).query) if value == "true"
+    }
+    assert ours == theirs == {"words", "progress", "resumes"}
 
 
 def test_the_page_sends_every_rate_that_the_server_takes():
