@@ -184,14 +184,13 @@ class _Soak:
         """Raises ServerError."""
         async with StreamClient(self._server.url, retries=RETRIES) as client:
             self.report.visits += 1
-            story = _Story(client)
-            listening = asyncio.create_task(_finals(client, story))
-            said: list[tuple[str, int]] = []  # (clip, or nothing for silence; where it ended, ms)
+            talk = _Talk(client)
+            listening = asyncio.create_task(talk.finals())
             try:
-                await self._speak(client, visit, said, story)
+                await self._speak(talk, visit)
                 if visit.closes:
                     await client.close()
-                    self._judge(said, await listening, story)
+                    self._judge(talk, await listening)
                     self.report.closed += 1
                 else:
                     client.connection.transport.abort()
@@ -201,9 +200,7 @@ class _Soak:
                 listening.cancel()
                 await asyncio.gather(listening, return_exceptions=True)
 
-    async def _speak(
-        self, client: StreamClient, visit: Visit, said: list[tuple[str, int]], story: "_Story"
-    ) -> None:
+    async def _speak(self, talk: "_Talk", visit: Visit) -> None:
         """Turn by turn; none begins after the end of the soak."""
         end, due = 0, time.monotonic()
         for turn in visit.turns:
@@ -212,38 +209,31 @@ class _Soak:
                 ("", silence, ()),
                 (turn.clip, self._clips[turn.clip], turn.incidents),
             ):
-                story.tell(f"says {name}" if name else "is silent")
-                due = await self._say(client, samples, list(incidents), due, story)
-                await client.finalize()
+                talk.tell(f"says {name}" if name else "is silent")
+                due = await self._say(talk, samples, list(incidents), due)
+                await talk.client.finalize()
                 end += len(samples)
-                said.append((name, end * 1000 // SAMPLE_RATE))
+                talk.said.append((name, end * 1000 // SAMPLE_RATE))
             if time.monotonic() >= self._ends_at:
                 return
 
-    async def _say(
-        self,
-        client: StreamClient,
-        samples: np.ndarray,
-        incidents: list[Incident],
-        due: float,
-        story: "_Story",
-    ) -> float:
+    async def _say(self, talk: "_Talk", samples: np.ndarray, incidents: list[Incident], due: float) -> float:
         """In real time from `due` on, and when the last of it was due: the client's clock stands while it pauses."""
         for start in range(0, len(samples), BLOCK):
             while incidents and incidents[0].at_s * SAMPLE_RATE <= start:
-                story.tell(f"{incidents[0].manner}, {incidents[0].seconds:.1f} s")
-                due += await self._misbehave(client, incidents.pop(0))
+                due += await self._misbehave(talk, incidents.pop(0))
             block = samples[start : start + BLOCK]
             due += len(block) / SAMPLE_RATE
             await asyncio.sleep(due - time.monotonic())
-            await client.send(block)
+            await talk.client.send(block)
             self.report.audio_s += len(block) / SAMPLE_RATE
         return due
 
-    async def _misbehave(self, client: StreamClient, incident: Incident) -> float:
+    async def _misbehave(self, talk: "_Talk", incident: Incident) -> float:
         """How long the client says nothing, in seconds."""
         self.report.incidents[incident.manner.value] += 1
-        transport = client.connection.transport
+        talk.tell(f"{incident.manner}, {incident.seconds:.1f} s")
+        transport = talk.client.connection.transport
         match incident.manner:
             case Manner.VANISH:
                 transport.abort()
@@ -255,14 +245,14 @@ class _Soak:
                 return incident.seconds
         return 0.0
 
-    def _judge(self, said: list[tuple[str, int]], finals: list[Final], story: "_Story") -> None:
+    def _judge(self, talk: "_Talk", finals: list[Final]) -> None:
         """Each final belongs to the clip that was said when its audio ended."""
         start_ms = 0
-        for clip, end_ms in said:
+        for clip, end_ms in talk.said:
             heard = " ".join(final.text for final in finals if start_ms < final.audio_ms <= end_ms)
             quiet = self._quiet.get(clip, "")
             if (difference := compare(clip, quiet, heard)) is not None:
-                self.report.differences.append(replace(difference, story=tuple(story.lines)))
+                self.report.differences.append(replace(difference, story=tuple(talk.story)))
             self.report.clips += bool(clip)
             self.report.words += len(quiet.split())
             start_ms = end_ms
@@ -279,33 +269,31 @@ class _Soak:
             await asyncio.sleep(0.2)
 
 
-class _Story:
-    """What happens in a conversation, line by line, for whoever must explain a difference."""
+class _Talk:
+    """One conversation: what its client has said, and its story, for whoever must explain a difference."""
 
     def __init__(self, client: StreamClient) -> None:
-        self.lines: list[str] = []
-        self._client = client
+        self.client = client
+        self.said: list[tuple[str, int]] = []  # (clip, or nothing for silence; where it ended, ms)
+        self.story: list[str] = []
         self._began = time.monotonic()
         self._losses = 0
 
     def tell(self, what: str) -> None:
         """Adds a line, behind those of connections that were lost since the last one."""
-        for loss in self._client.losses[self._losses :]:
-            self._add(f"is back: {loss}")
-        self._losses = len(self._client.losses)
-        self._add(what)
+        losses = self.client.losses[self._losses :]
+        self._losses += len(losses)
+        at_s = time.monotonic() - self._began
+        self.story += [f"{at_s:.1f} s: {line}" for line in (*(f"is back: {loss}" for loss in losses), what)]
 
-    def _add(self, what: str) -> None:
-        self.lines.append(f"{time.monotonic() - self._began:.1f} s: {what}")
-
-
-async def _finals(client: StreamClient, story: _Story) -> list[Final]:
-    finals = []
-    async for event in client:
-        if isinstance(event, Final):
-            finals.append(event)
-            story.tell(f"hears {event.text!r}, to {event.audio_ms} ms")
-    return finals
+    async def finals(self) -> list[Final]:
+        """All that the client hears until its conversation is over."""
+        finals = []
+        async for event in self.client:
+            if isinstance(event, Final):
+                finals.append(event)
+                self.tell(f"hears {event.text!r}, to {event.audio_ms} ms")
+        return finals
 
 
 def free_slots(url: str) -> int | None:
