@@ -30,7 +30,7 @@ def int7_linear_reference(x: Tensor, weight: Tensor) -> Tensor:
     """The truth in plain torch; weight (N, K) in floating point."""
     steps, scales = quantise_weight(weight)
     peaks = x.float().abs().amax(-1, keepdim=True).clamp_min(LEAST)
-    rows = (x.float() / peaks * _STEPS).round()
+    rows = (x.float() * (_STEPS / peaks) + _ZERO).round() - _ZERO
     return (rows.double() @ steps.double().T).float() * (scales / _STEPS) * peaks
 
 
@@ -38,7 +38,8 @@ def int7_linear(x: Tensor, weight: Any) -> Tensor:
     """x (..., K) -> (..., N) float32; weight of `pack`."""
     rows = x.flatten(0, -2).float()
     peaks = rows.abs().amax(1, keepdim=True).clamp_min_(LEAST)
+    # Steps of one leave FBGEMM nothing to divide by: between two steps, too, it rounds what the reference rounds.
     y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        rows / peaks, 1 / _STEPS, _ZERO, weight
+        rows * (_STEPS / peaks), 1.0, _ZERO, weight
     )
-    return y.mul_(peaks).unflatten(0, x.shape[:-1])
+    return y.mul_(peaks / _STEPS).unflatten(0, x.shape[:-1])

@@ -16,6 +16,15 @@ def test_the_operation_is_its_reference(rows: int) -> None:
     assert (int7_linear(x, pack(weight)) - truth).norm() < 1e-5 * truth.norm()
 
 
+def test_between_two_steps_it_rounds_as_its_reference() -> None:
+    x = torch.arange(-63, 63.5, 0.5).repeat(2, 1)  # every step, and every middle between two
+    x *= torch.tensor([[1.0], [0.7]])
+    weight = torch.eye(x.shape[1])
+    assert torch.allclose(
+        int7_linear(x, pack(weight)), int7_linear_reference(x, weight), rtol=1e-6, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_sums_do_not_overflow(sign: int) -> None:
     x, weight = torch.ones(2, 384), torch.full((64, 384), float(sign))
