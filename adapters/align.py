@@ -20,6 +20,7 @@ from asr.audio import SAMPLE_RATE, read_audio
 from asr.checkpoint import Whisper
 from asr.limits import SAMPLES_PER_FRAME
 from asr.mel import HOP, LogMel
+from asr.precision import for_training
 from asr.search import GreedySearch, SearchState
 from asr.timing import timed_words
 
@@ -123,7 +124,7 @@ class Aligner:
         """Clips (n,) padded to `window` samples -> (B, window / 320, d) with full context."""
         audio = torch.stack([pad(torch.from_numpy(clip), (0, window - len(clip))) for clip in clips])
         mel = torch.cat([self.mel.offline(a[None].to(self.model.device)) for a in audio])
-        with torch.autocast(self.model.device.type, torch.bfloat16):
+        with for_training(self.model.device):
             return self.model.encoder(mel).float()
 
     def _transcribe(self, features: Tensor) -> list[str | None]:

@@ -23,6 +23,7 @@ from asr.checkpoint import TIMESTAMP_S, Whisper
 from asr.encoder import MEL_PER_FRAME, frame_blocks
 from asr.limits import LONGEST_DELAY_S, SAMPLES_PER_FRAME
 from asr.mel import LogMel
+from asr.precision import for_training
 
 CHECKPOINT, LOG, CURVES = "checkpoint.pt", "log.jsonl", "curves.png"
 
@@ -143,7 +144,7 @@ class Trainer:
             group["lr"] = rate
         mel = self._mel(batch, tau, rng)
         n_frames = mel.shape[2] // MEL_PER_FRAME
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with for_training(self.device):
             settled, provisional = self.model.encoder.forward_blocks(mel, tau)
             distilled = self._distillation(batch, settled)
             guessed = self._distillation(batch, provisional)

@@ -29,9 +29,9 @@ def for_serving(model: M, beside: Decoder | None = None) -> M:
             changes it, and it is half of a small model.
     """
     device = next(model.parameters()).device
+    native = multiplies_bfloat16(device)
     if device.type == "cuda":
-        return model.to(torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return model.to(torch.bfloat16 if native else torch.float16)
     for decoder in model.modules():
         if isinstance(decoder, Decoder):
             serve_vocabulary(decoder, beside)
@@ -40,6 +40,18 @@ def for_serving(model: M, beside: Decoder | None = None) -> M:
     if native or half_linear.supported():
         lay_out(model)
     return model
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether it does so natively; elsewhere bfloat16 is emulated, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def for_training(device: torch.device) -> torch.autocast:
+    """The context that training computes in, over float32 weights: products in bfloat16 where that is native."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
 
 
 def serve_vocabulary(decoder: Decoder, beside: Decoder | None) -> None:

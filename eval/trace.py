@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from asr.transducer.schedule import Waits
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
+from streaming.events import Closed, Endpoint, Event, Fault, Final, Finalized, Partial, Word
 
 _EVENTS: dict[str, type[Event]] = {
-    kind.__name__.lower(): kind for kind in (Partial, Final, Endpoint, Closed, Fault)
+    kind.__name__.lower(): kind for kind in (Partial, Final, Endpoint, Finalized, Closed, Fault)
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
-from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Partial, Word
+from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Finalized, Partial, Word
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -21,10 +21,11 @@ SAMPLE_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1}
 BUSY = {429, 502, 503, 504}  # HTTP statuses that pass
 MAX_MESSAGE_BYTES = 2**22
 STREAM = "/v1/stream"
-EVENTS: dict[str, type[Partial | Final | Endpoint | Closed]] = {
+EVENTS: dict[str, type[Partial | Final | Endpoint | Finalized | Closed]] = {
     "partial": Partial,
     "final": Final,
     "endpoint": Endpoint,
+    "finalized": Finalized,
     "closed": Closed,
 }
 
@@ -83,7 +84,7 @@ def read_event(message: dict[str, Any]) -> Event | None:
     kind = EVENTS.get(str(message.get("type")))
     if kind is None:
         return None
-    if "words" in message and kind is not Closed:
+    if "words" in message and kind in (Partial, Final):
         message = {**message, "words": tuple(_read(Word, word) for word in message["words"])}
     return _read(kind, message)
 

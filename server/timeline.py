@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial
+from streaming.events import Closed, Endpoint, Event, Fault, Final, Finalized, Partial
 
 
 class Timeline:
@@ -13,6 +13,7 @@ class Timeline:
         self._next = 0  # the number after the last final's
         self._endpoint = -1  # the last utterance whose endpoint was told
         self._partial_ms = self._again_ms = -1  # how far the partials told go; before this connection
+        self._finalized_ms = -1  # the last end that was told
         self._utterances = self._words = 0
 
     def reconnected(self) -> None:
@@ -26,6 +27,9 @@ class Timeline:
                 return event
             case Closed():
                 return replace(event, utterances=self._utterances, words=self._words)
+            case Finalized():
+                told_before, self._finalized_ms = event.audio_ms <= self._finalized_ms, event.audio_ms
+                return None if told_before else event
         event = replace(event, utterance=event.utterance + self._first)
         match event:
             case Partial():

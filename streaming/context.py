@@ -41,6 +41,10 @@ class Heard:
         """What the second pass of an utterance that began at `start` hears before it."""
         return self.context if start - self._end <= samples_in(FORGOTTEN_MS) else NO_CONTEXT
 
+    def say_nothing(self, before: "Heard") -> None:
+        """Nobody spoke in it: what was said before it stands before the next one, too."""
+        self.context, self._end, self._samples = before.context, before._end, NO_CONTEXT.samples
+
     def say(self, words: Sequence[TimedWord], bookmark: Bookmark) -> Bookmark:
         """Takes in what was said.
 

@@ -26,7 +26,7 @@ from asr.timing import TimedWord
 from streaming import policy
 from streaming.context import Heard
 from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity
-from streaming.events import Bookmark, Endpoint, Fault, Final
+from streaming.events import Bookmark, Endpoint, Event, Fault, Finalized
 from streaming.final_pass import FinalJob, FinalPass, Rescoring
 from streaming.memory import give_back
 from streaming.recognizer import Recognizer
@@ -37,6 +37,7 @@ from streaming.utterance import Feed, Utterances, Verdict
 WARM_SESSIONS = 8  # more add no shape that is not soon met
 POLL_S = 0.01  # between two looks for a second pass
 STEPS_TO_TRIM = 256  # a minute or so
+LEAST_SPEECH = SAMPLE_RATE // 2  # that the second pass is asked about though the stream heard no word in it
 
 
 @dataclass
@@ -63,6 +64,11 @@ class _Stream:
     def delay_s(self) -> float:
         """How long after its end a word is due."""
         return self.guidance.delay_s or 0.0
+
+    @property
+    def full_pass(self) -> bool:
+        """Whether the second pass hears its utterances again, whole."""
+        return self.session.options.final_pass == "full"
 
     @property
     def wanted(self) -> int:
@@ -328,6 +334,8 @@ class Engine:
         if session.drained:
             session.close()
             self._release([stream])
+        else:
+            session.put(Finalized(stream.ms(stream.received)))
 
     def _end(self, stream: _Stream) -> None:
         """Lets the last words out, settles the open window, and asks for its second pass."""
@@ -339,21 +347,25 @@ class Engine:
         self._count_waits(stream)
         samples, start, end = utterances.audio(), utterances.start, stream.heard
         assert start is not None
+        spoken = utterances.spoken
         rescoring = self._rescoring(stream, samples)
         hypothesis = self._recognizer.settle(self._state, stream.row)
         self._show(stream, hypothesis)
         utterances.end()
         self._forget_voices(stream)
+        words: list[TimedWord] = []
         if stream.shown.text:
             stream.session.put(Endpoint(stream.utterance, stream.ms(end)))
             if self._second_pass(stream):  # it will know the times better, without making other streams wait
                 words = policy.rough_words(hypothesis, self._vocabulary, stream.delay_s)
             else:
                 words = self._recognizer.words(self._state, stream.row, samples)
-            # Where the client asked for the end, the silence that completed the last chunk leads nothing.
-            n_lead = utterances.n_lead if utterances.now == end else 0
-            bookmark = Bookmark(stream.ms(end), stream.ms(end - n_lead), stream.ms(end))
-            self._finalise(stream, words, samples, start, bookmark, rescoring)
+        elif not (spoken >= LEAST_SPEECH and stream.full_pass and self._second_pass(stream)):
+            return  # else the second pass may hear what the stream did not
+        # Where the client asked for the end, the silence that completed the last chunk leads nothing.
+        n_lead = utterances.n_lead if utterances.now == end else 0
+        bookmark = Bookmark(stream.ms(end), stream.ms(end - n_lead), stream.ms(end))
+        self._finalise(stream, words, samples, start, bookmark, rescoring)
 
     def _turn(self, stream: _Stream) -> _Work:
         """Ends a full window in mid-speech; what was said behind the cut is heard again in the next one."""
@@ -415,24 +427,27 @@ class Engine:
     ) -> None:
         """Puts out an utterance's final: the streaming words, or what the second pass makes of its audio."""
         session, utterance, begin_ms = stream.session, stream.utterance, stream.ms(start)
-        full = session.options.final_pass == "full"
-        heard = Heard(
-            samples[: samples_in(bookmark.audio_ms - begin_ms)] if full else NO_CONTEXT.samples, start
-        )
+        finished = samples[: samples_in(bookmark.audio_ms - begin_ms)]
+        heard = Heard(finished if stream.full_pass else NO_CONTEXT.samples, start)
         before, stream.before = stream.before, heard
 
-        def final(better: list[TimedWord] | None) -> list[Final]:
+        def final(better: list[TimedWord] | None) -> list[Event]:
             said, mark = better or words, bookmark
-            if full:
+            if stream.full_pass and said:
                 mark = heard.say(said, bookmark)
+            elif stream.full_pass:
+                heard.say_nothing(before)
             told = policy.final(said, utterance, begin_ms, mark)
-            return [told] if told else []
+            if told is None:
+                return []
+            return [told] if words else [Endpoint(utterance, told.audio_ms), told]  # nobody knew of it
 
         if self._second_pass(stream):
             place = session.promise()
 
             def done(better: list[TimedWord] | None) -> None:
-                self.second_pass_ended("heard" if better else "failed")
+                if better or words:
+                    self.second_pass_ended("heard" if better else "failed")
                 session.fulfil(place, *final(better))
 
             job = FinalJob(

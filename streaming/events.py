@@ -94,6 +94,13 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Finalized:
+    """The end that the client asked for at `audio_ms` is carried out; all that was said before it is final."""
+
+    audio_ms: int
+
+
+@dataclass(frozen=True)
 class Closed:
     """The last event of a session that ended well."""
 
@@ -111,4 +118,4 @@ class Fault:
     fatal: bool
 
 
-Event = Partial | Final | Endpoint | Closed | Fault
+Event = Partial | Final | Endpoint | Finalized | Closed | Fault

@@ -142,7 +142,7 @@ class Session:
         self._wake()
 
     def finalize(self) -> None:
-        """Ends the current utterance with the audio received so far; more may follow."""
+        """Ends the current utterance with the audio received so far; more may follow, after Finalized."""
         with self._lock:
             self._store(self._pcm.drain())
             if not self._marks or self._marks[-1] != self._received:  # asked twice is asked once

@@ -49,6 +49,7 @@ class Utterances:
     now: int = 0  # audio seen
     start: int | None = None  # where the open window begins; None while nobody speaks
     last_speech: int = 0
+    spoken: int = 0  # of the open window, in which somebody spoke
     _audio: list[np.ndarray] = field(default_factory=list)  # of the open window
     _lead: list[np.ndarray] = field(default_factory=list)  # the newest chunks while nobody speaks
     _open_run: bool = False  # the newest voice window was above the onset
@@ -74,6 +75,7 @@ class Utterances:
             What the recogniser must hear (None while nobody speaks), and what becomes of the window after it.
         """
         self.now += len(chunk)
+        above = np.flatnonzero(speech >= self.options.offset)
         if not self.open:
             if not self._begins(speech):
                 self._remember(chunk)
@@ -82,9 +84,10 @@ class Utterances:
             self.start = self.now - sum(map(len, self._audio))
             self._lead = []
             self.last_speech = self.now
+            self.spoken = len(above) * WINDOW
             return Feed(np.concatenate(self._audio), fresh=True), Verdict.GO_ON
         self._audio.append(chunk)
-        above = np.flatnonzero(speech >= self.options.offset)
+        self.spoken += len(above) * WINDOW
         if len(above):
             self.last_speech = self.now - (len(speech) - 1 - int(above[-1])) * WINDOW
         return Feed(chunk, fresh=False), self._verdict()
@@ -141,7 +144,7 @@ class Utterances:
         # Whole chunks after the cut, so that block ends and chunk ends stay together.
         cut = len(window) - (len(window) - cut) // self.chunk * self.chunk
         self.start += cut
-        self._audio = [window[cut:]]
+        self._audio, self.spoken = [window[cut:]], 0
         self.last_speech = self.now  # somebody is speaking; nothing of before the cut is needed any more
         return window[:cut], Feed(window[cut:], fresh=True)
 

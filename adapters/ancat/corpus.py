@@ -17,6 +17,7 @@ from adapters import loop
 from adapters.data import Augmentation, batches, decoded, noise_at, silence
 from asr.audio import SAMPLE_RATE, duration
 from asr.mel import LogMel
+from asr.precision import for_training
 from asr.transducer.pieces import Pieces, normalise
 from asr.transducer.trunk import SAMPLES_PER_FEATURE, Trunk
 
@@ -248,7 +249,7 @@ class FeatureCache:
         with (self.directory / FEATURES).open("ab") as out:
             out.truncate(n_rows * self.width * 2)
             for indices, (samples, lengths) in zip(order, loop.drawn_ahead(order, drawn), strict=True):
-                with torch.no_grad(), torch.autocast(mel.device.type, torch.bfloat16):
+                with torch.no_grad(), for_training(mel.device):
                     features = trunk(mel.whole(samples.to(mel.device))).half().cpu()
                 for index, row, n in zip(indices, features, lengths.tolist(), strict=True):
                     out.write(row[:n].numpy().tobytes())

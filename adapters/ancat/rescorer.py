@@ -28,6 +28,7 @@ from adapters.shipped import Model, rescorer_name, shipped
 from asr.audio import Samples, read_audio
 from asr.checkpoint import Whisper, load
 from asr.mel import LogMel
+from asr.precision import for_training
 from asr.transducer.hypotheses import TransducerHypothesis
 from asr.transducer.model import Transducer
 from asr.transducer.rescorer import MOST, Rescorer
@@ -165,7 +166,7 @@ class Trainer:
         recipe = self.recipe
         rate = loop.share_of_rate(self.step, recipe.steps, recipe.warmup, least=0.02)
         self.optimizer.param_groups[0]["lr"] = recipe.learning_rate * rate
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with for_training(self.device):
             loss = self._loss(batch)
         (share,) = self.team.shares(int((batch.targets != IGNORED).sum()))
         loss = share * loss

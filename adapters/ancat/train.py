@@ -25,6 +25,7 @@ from adapters.ancat.losses import ctc_loss, guess_loss, latency, rnnt_loss
 from adapters.ancat.policies import random_policy
 from adapters.data import batches, epochs
 from asr.mel import LogMel
+from asr.precision import for_training
 from asr.transducer.encoder import Schedule
 from asr.transducer.model import Transducer
 from asr.transducer.schedule import Policy, named
@@ -178,7 +179,7 @@ class Trainer:
             group["lr"] = group["peak"] * rate
         policy = self._policy(rng)
         torch.manual_seed(int(rng.integers(2**31)))  # for dropout, so that a resumed run draws the same
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with for_training(self.device):
             frames, schedule = self._encode(batch, policy)
             tokens, n_tokens = batch.tokens.to(self.device), batch.n_tokens
             rnnt = rnnt_loss(

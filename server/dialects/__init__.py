@@ -165,6 +165,9 @@ class Lifecycle:
         self.finished = True
         return [*self.open(), Finish()]
 
+    def progress(self, audio_ms: int) -> list[Step]:
+        return []
+
     def leave(self, code: int, why: str) -> list[Step]:
         self.farewell = Close(code, why)
         return [] if self.finished else self.finish()

@@ -29,7 +29,7 @@ from server.dialects import (
 )
 from server.dialects.g711 import alaw_to_s16le
 from server.dialects.marks import Marks
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
+from streaming.events import Closed, Endpoint, Event, Fault, Final, Finalized, Partial, Word
 from streaming.session import SessionOptions
 
 ENCODINGS = {"linear16": "s16le", "linear32": "f32le", "mulaw": "mulaw", "alaw": "s16le"}
@@ -118,7 +118,7 @@ class Deepgram(Lifecycle):
             case "KeepAlive":
                 return []
             case "Finalize":
-                return self.marks.ask() if self.opened else [self._nothing(from_finalize=True)]
+                return [self.marks.ask()] if self.opened else [self._nothing(from_finalize=True)]
             case "Configure":
                 return [self._configure(message.get("keyterms"))]
             case "CloseStream":
@@ -129,13 +129,15 @@ class Deepgram(Lifecycle):
         carried_out = self.marks.heard(event)
         match event:
             case Partial():
-                return [*self._answers(carried_out), *self._begin(event), *self._interim(event)]
+                return [*self._begin(event), *self._interim(event)]
             case Endpoint():
                 self.ended = event.utterance
                 return []
             case Final():
                 results = self._final(event, from_finalize=carried_out > 0)
                 return [*self._begin(event), results, *self._answers(carried_out - 1)]
+            case Finalized():
+                return self._answers(carried_out)
             case Closed():
                 self.finished = True
                 return [*self._answers(carried_out), self._metadata(event), self.farewell]
@@ -144,12 +146,11 @@ class Deepgram(Lifecycle):
         return [error, Close.after(event)] if event.fatal else [error]
 
     def progress(self, audio_ms: int) -> list[Step]:
-        steps: list[Step] = list(self._answers(self.marks.progress(audio_ms)))
         gap, last = self.utterance_end_ms, self.last_word_ms
-        if gap is not None and last is not None and not self.marks.speaking and audio_ms >= last + gap:
-            self.last_word_ms = None
-            steps.append(_message("UtteranceEnd", channel=CHANNEL, last_word_end=self._seconds(last)))
-        return steps
+        if gap is None or last is None or self.marks.speaking or audio_ms < last + gap:
+            return []
+        self.last_word_ms = None
+        return [_message("UtteranceEnd", channel=CHANNEL, last_word_end=_seconds(last))]
 
     def _begin(self, event: Partial | Final) -> list[Step]:
         """SpeechStarted, once an utterance, if it was asked for."""
@@ -157,7 +158,7 @@ class Deepgram(Lifecycle):
             return []
         self.begun = event.utterance
         start_ms = event.words[0].start_ms if event.words else self.said_ms
-        return [_message("SpeechStarted", channel=CHANNEL, timestamp=self._seconds(start_ms))]
+        return [_message("SpeechStarted", channel=CHANNEL, timestamp=_seconds(start_ms))]
 
     def _interim(self, event: Partial) -> list[Step]:
         return [self._results(event.text, event.words, event.audio_ms)] if self.interim else []
@@ -192,7 +193,7 @@ class Deepgram(Lifecycle):
         from_finalize: bool = False,
     ) -> Send:
         """The words heard since the newest final results, up to `audio_ms`."""
-        start = self._seconds(self.said_ms)
+        start = _seconds(self.said_ms)
         confidence = sum(word.confidence for word in words) / len(words) if words else 0.0
         alternative = {
             "transcript": text if self.punctuated else " ".join(map(plain, text.split())),
@@ -204,7 +205,7 @@ class Deepgram(Lifecycle):
             "Results",
             channel_index=CHANNEL,
             start=start,
-            duration=round(max(0.0, self._seconds(audio_ms) - start), 3),
+            duration=round(max(0.0, _seconds(audio_ms) - start), 3),
             is_final=is_final,
             speech_final=speech_final,
             from_finalize=from_finalize,
@@ -219,8 +220,8 @@ class Deepgram(Lifecycle):
     def _word(self, word: Word) -> dict[str, object]:
         told: dict[str, object] = {
             "word": plain(word.text),
-            "start": self._seconds(word.start_ms),
-            "end": self._seconds(word.end_ms),
+            "start": _seconds(word.start_ms),
+            "end": _seconds(word.end_ms),
             "confidence": word.confidence,
         }
         return told | {"punctuated_word": word.text} if self.punctuated else told
@@ -248,12 +249,13 @@ class Deepgram(Lifecycle):
             request_id=self.request_id,
             sha256=self._sha256.hexdigest(),
             created=self.created.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            duration=self._seconds(event.audio_ms),
+            duration=_seconds(event.audio_ms),
             channels=1,
         )
 
-    def _seconds(self, session_ms: int) -> float:
-        return self.marks.client_ms(session_ms) / 1000
+
+def _seconds(ms: int) -> float:
+    return ms / 1000
 
 
 def _message(kind: str, **fields: object) -> Send:

@@ -4,9 +4,9 @@ Query: model, chunk_ms, delay_ms, sample_rate, encoding (s16le, f32le, mulaw), c
 (full, rescore, none), words, interim, progress, resumes (booleans), beam, prompt, hotwords (separated by commas),
 hotword_boost, token. Client texts: finalize, keepalive, close, resume {what a bookmark holds}, start {beam, prompt,
 hotwords (a list), hotword_boost} for what is too long for a query. Server texts: ready, partial, bookmark, final,
-endpoint, progress, closed, error. The session is opened at the first audio, finalize or close, so that a resume
-before it can set the timeline. To resume behind a final is to send what its bookmark holds, and the audio from its
-from_ms on; of a client that knows audio_ms alone, the audio from there on.
+endpoint, finalized, progress, closed, error. The session is opened at the first audio, finalize or close, so that a
+resume before it can set the timeline. To resume behind a final is to send what its bookmark holds, and the audio from
+its from_ms on; of a client that knows audio_ms alone, the audio from there on.
 """
 
 import json
@@ -25,7 +25,16 @@ from server.dialects import (
     authorization,
     is_text,
 )
-from streaming.events import LONGEST_TIMELINE_MS, Bookmark, Closed, Event, Fault, Final, Partial
+from streaming.events import (
+    LONGEST_TIMELINE_MS,
+    Bookmark,
+    Closed,
+    Event,
+    Fault,
+    Final,
+    Finalized,
+    Partial,
+)
 from streaming.session import SessionOptions, no_such_pass
 
 NUMBERS = ("chunk_ms", "delay_ms", "sample_rate", "channels", "beam")
@@ -153,6 +162,8 @@ class Native(Lifecycle):
             case Final():
                 bookmark = [_message("bookmark", **asdict(event.bookmark))] if event.bookmark else []
                 return [*bookmark, self._event("final", event)]
+            case Finalized():
+                return [self._event("finalized", event)]
             case Closed():
                 self.finished = True
                 return [self._event("closed", event), self.farewell]

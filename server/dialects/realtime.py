@@ -19,7 +19,7 @@ from server.dialects.g711 import alaw_to_s16le
 from server.dialects.marks import Marks
 from server.dialects.openai import OpenAi, error_body, word_logprobs
 from server.dialects.realtime_session import Invalid, RealtimeSession
-from streaming.events import Closed, Endpoint, Event, Fault, Final, Partial, Word
+from streaming.events import Closed, Endpoint, Event, Fault, Final, Finalized, Partial, Word
 from streaming.session import SessionOptions
 
 EVENTS = (
@@ -118,11 +118,13 @@ class Realtime(Lifecycle, OpenAi):
         carried_out = self.marks.heard(event)
         match event:
             case Partial():
-                return [*self._settle(carried_out), *self._partial(event)]
+                return self._partial(event)
             case Endpoint():
                 return self._endpoint(event)
             case Final():
                 return [*self._final(event), *self._settle(carried_out)]
+            case Finalized():
+                return self._settle(carried_out)
             case Closed():
                 self.finished = True
                 settled = self._settle(carried_out)
@@ -131,9 +133,6 @@ class Realtime(Lifecycle, OpenAi):
         error = self._send("error", error=error_body(event.code, event.message, param, event_id))
         self.finished |= event.fatal
         return [error, Close.after(event)] if event.fatal else [error]
-
-    def progress(self, audio_ms: int) -> list[Step]:
-        return self._settle(self.marks.progress(audio_ms))
 
     # -- what the client wants
 
@@ -169,7 +168,7 @@ class Realtime(Lifecycle, OpenAi):
         item = self._newest()
         asked = self.marks.ask()
         item.end_ms = self.marks.received_ms
-        return [self._committed(item), *asked]
+        return [self._committed(item), asked]
 
     def _clear(self) -> list[Step]:
         cleared = self._send("input_audio_buffer.cleared")
@@ -178,7 +177,7 @@ class Realtime(Lifecycle, OpenAi):
         item = self._newest()
         asked = self.marks.ask()
         item.end_ms, item.kept = self.marks.received_ms, False
-        return [cleared, *asked]
+        return [cleared, asked]
 
     def _update(self, session: object) -> list[Step]:
         """Raises Invalid."""
@@ -266,15 +265,13 @@ class Realtime(Lifecycle, OpenAi):
         if item.started or item.committed or not (self.setting.detects and item.kept):
             return []
         item.started = True
-        at = self.marks.client_ms(start_ms)
-        return [self._send("input_audio_buffer.speech_started", audio_start_ms=at, item_id=item.id)]
+        return [self._send("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=item.id)]
 
     def _stop(self, item: Item, end_ms: int) -> list[Step]:
         if not (item.started and item.kept):
             return []
         item.started = False
-        at = self.marks.client_ms(end_ms)
-        return [self._send("input_audio_buffer.speech_stopped", audio_end_ms=at, item_id=item.id)]
+        return [self._send("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=item.id)]
 
     def _committed(self, item: Item) -> Send:
         item.committed = True
@@ -293,7 +290,7 @@ class Realtime(Lifecycle, OpenAi):
     def _complete(self, audio_ms: int) -> list[Step]:
         """The first item is over; it bears the audio that no other item has borne."""
         item = self.items.popleft()
-        seconds = (self.marks.client_ms(audio_ms) - self.marks.client_ms(self.told_ms)) / 1000
+        seconds = (audio_ms - self.told_ms) / 1000
         self.told_ms = audio_ms
         if not item.kept:
             return []
@@ -309,7 +306,7 @@ class Realtime(Lifecycle, OpenAi):
         return self._send(kind, item_id=item.id, content_index=0, **fields)
 
     def _word(self, word: Word) -> dict[str, object]:
-        start, end = (self.marks.client_ms(ms) / 1000 for ms in (word.start_ms, word.end_ms))
+        start, end = word.start_ms / 1000, word.end_ms / 1000
         return {"word": word.text, "start": start, "end": end, "confidence": word.confidence}
 
     def _send(self, kind: str, **fields: object) -> Send:

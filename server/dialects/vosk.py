@@ -91,7 +91,7 @@ class Vosk(Lifecycle):
         if message.get("reset"):
             self.owed.append(Owed(to_reset=True))
             if self.opened:
-                return self.marks.ask()
+                return [self.marks.ask()]
             self.resets += 1
             return self._answers()
         return [Fault("bad_type", "a text frame must be a config, eof or reset", fatal=True)]
@@ -115,7 +115,6 @@ class Vosk(Lifecycle):
 
     def progress(self, audio_ms: int) -> list[Step]:
         self.decoded_ms = audio_ms
-        self.resets += self.marks.progress(audio_ms)
         return self._answers()
 
     def _configure(self, config: object) -> list[Step]:
@@ -166,7 +165,7 @@ class Vosk(Lifecycle):
         return _send(result=[self._word(word) for word in words], text=text)
 
     def _word(self, word: Word) -> dict[str, object]:
-        start, end = (self.marks.client_ms(ms) / 1000 for ms in (word.start_ms, word.end_ms))
+        start, end = word.start_ms / 1000, word.end_ms / 1000
         return {"conf": word.confidence, "end": end, "start": start, "word": plain(word.text)}
 
 

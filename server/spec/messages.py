@@ -32,6 +32,7 @@ from streaming.events import (
     Endpoint,
     Fault,
     Final,
+    Finalized,
     Partial,
 )
 from streaming.session import CHUNK_MS, DELAY_MS, FINAL_PASSES, SessionOptions
@@ -118,6 +119,7 @@ def _native() -> Vocabulary:
             "bookmark": _typed("bookmark", bookmark),
             "final": _typed("final", final, "words"),
             "endpoint": _typed("endpoint", fields_of(Endpoint)),
+            "finalized": _typed("finalized", fields_of(Finalized)),
             "progress": _typed("progress", {"audio_ms": INTEGER}),
             "closed": _typed("closed", fields_of(Closed)),
             "error": _typed("error", fields_of(Fault)),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Partial, Word
+from streaming.events import Bookmark, Closed, Endpoint, Event, Fault, Final, Finalized, Partial, Word
 from streaming.session import Full, SessionOptions
 
 BLOCK_MS = 100
@@ -99,7 +99,10 @@ class FakeSession:
             self._events.append(Partial(self._utterance, line, 0, self.decoded_ms, tuple(self._words)))
         while self._controls and self.decoded_ms + BLOCK_MS > self._controls[0][0]:
             self._end_utterance()
-            if self._controls.pop(0)[1] == "finish":
+            at_ms, what = self._controls.pop(0)
+            if what == "finalize":
+                self._events.append(Finalized(at_ms))
+            else:
                 self._events.append(Closed(self.decoded_ms, self._finals, self._said))
                 self.closed = True
                 self._engine.release(self)

@@ -53,6 +53,7 @@ def test_a_conversation_from_ready_to_closed():
             await say(client, type="finalize")
             final = await hear(client, "final")
             assert [word["start_ms"] for word in final["words"]] == [0, 100, 200]
+            assert await hear(client, "finalized") == {"type": "finalized", "audio_ms": 300}
             await client.send(speech(4))
             await say(client, type="close")
             messages = await hear_all(client)

@@ -24,7 +24,7 @@ from server import worker as worker_module
 from server.engine_process import EngineDied, EngineProcess
 from server.worker import Worker
 from streaming.engine import Engine
-from streaming.events import Closed, Event, Fault, Final, Partial
+from streaming.events import Closed, Event, Fault, Final, Finalized, Partial
 from streaming.recognizer import WhisperRecognizer
 from streaming.session import Full, Session, SessionOptions
 from tests.conftest import random_whisper
@@ -157,7 +157,8 @@ def test_an_end_that_the_client_asks_for_is_heard_there(
     session.receive_samples(jfk.numpy()[: 3 * RATE + 77])
     session.finalize()
     events: list[Event] = []
-    until(lambda: bool(events.extend(session.events()) or any(isinstance(e, Final) for e in events)))
+    until(lambda: bool(events.extend(session.events()) or any(isinstance(e, Finalized) for e in events)))
+    assert events[-1] == Finalized((3 * RATE + 77) * 1000 // RATE) and isinstance(events[-2], Final)
     assert session.decoded_ms >= 3_000 and not session.closed and process.free_slots == 1
     session.receive_samples(jfk.numpy()[3 * RATE : 5 * RATE])
     session.finish()

@@ -1,7 +1,7 @@
 """Several connections, one story."""
 
 from server.timeline import Timeline
-from streaming.events import Closed, Endpoint, Fault, Final, Partial, Word
+from streaming.events import Closed, Endpoint, Fault, Final, Finalized, Partial, Word
 
 
 def final(utterance: int, text: str) -> Final:
@@ -23,9 +23,12 @@ def test_what_is_heard_again_is_not_told_again():
     assert timeline.tell(Partial(0, "one", 0, 300)) is not None
     assert timeline.tell(Partial(0, "one two", 0, 600)) is not None
     assert timeline.tell(Endpoint(0, 600)) is not None
+    assert timeline.tell(Finalized(600)) == Finalized(600)
     timeline.reconnected()
     assert timeline.tell(Partial(0, "one", 0, 300)) is None
     assert timeline.tell(Endpoint(0, 610)) is None
+    assert timeline.tell(Finalized(600)) is None
+    assert timeline.tell(Finalized(700)) == Finalized(700)
     assert timeline.tell(final(0, "one two")) == final(0, "one two")
     assert timeline.tell(Partial(1, "three", 0, 900)) == Partial(1, "three", 0, 900)
 

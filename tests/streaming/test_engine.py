@@ -32,6 +32,7 @@ from streaming.events import (
     Event,
     Fault,
     Final,
+    Finalized,
     Partial,
 )
 from streaming.recognizer import FLUSH_MS, WhisperRecognizer
@@ -189,6 +190,8 @@ def told(event: Event) -> tuple:
             return "final", event.utterance, event.text, times, event.audio_ms
         case Endpoint():
             return "endpoint", event.utterance, event.audio_ms
+        case Finalized():
+            return "finalized", event.audio_ms
     raise AssertionError(event)
 
 
@@ -309,10 +312,11 @@ def test_the_client_may_end_an_utterance(make_engine: Callable[..., Engine]) -> 
     session.receive_samples(first)
     session.finalize()
     work_off(engine)
-    events = session.events()
-    assert isinstance(events[-1], Final)
-    assert events[-2] == Endpoint(0, 1_100)
-    assert max(word.end_ms for word in events[-1].words) <= events[-1].audio_ms == 1_100
+    *_, endpoint, final, finalized = session.events()
+    assert isinstance(final, Final)
+    assert endpoint == Endpoint(0, 1_100)
+    assert finalized == Finalized(1_100)
+    assert max(word.end_ms for word in final.words) <= final.audio_ms == 1_100
     assert session.decoded_ms == 1_100
     assert not engine._voice_state.fill.any()  # the ears, too, begin anew
     after = converse(engine, session, second)
@@ -322,6 +326,75 @@ def test_the_client_may_end_an_utterance(make_engine: Callable[..., Engine]) -> 
     ]
     assert after[-1].audio_ms == 1_100 + len(second) * 1000 // RATE
     assert after[-2].utterance == 1
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_an_end_is_carried_out_after_its_final_though_nothing_was_said(
+    make_engine: Callable[..., Engine], threaded: bool
+) -> None:
+    """Each is told once, and none before a second pass that is under way."""
+    engine = make_engine(threaded=threaded)
+    engine._final_pass._decoder = Speaker("yes")
+    session = engine.open(SessionOptions(chunk_ms=400))
+    ends = (6_400, 6_400 + 16_000, 6_400 + 16_000)  # a whole chunk of silence; speech; and nothing more
+    for samples in (np.zeros(6_400, np.float32), speech((0.1, 0.9), seconds=1.0), np.zeros(0, np.float32)):
+        session.receive_samples(samples)
+        session.finalize()
+        work_off(engine)
+    session.receive_samples(np.zeros(100, np.float32))
+    session.finish()
+    while not engine.idle:
+        engine.step()
+    events = [event for event in session.events() if not isinstance(event, Partial)]
+    told = [Finalized(end // 16) for end in ends]
+    assert [event for event in events if isinstance(event, Finalized)] == told
+    kinds = [type(event) for event in events]
+    assert kinds == [Finalized, Endpoint, Final, Finalized, Finalized, Closed]
+
+
+def test_a_second_pass_is_asked_where_the_stream_heard_no_word(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If there was speech enough. What it hears is an utterance like others; if it hears nothing, nothing is told."""
+    engine, outcomes = make_engine(), []
+    engine.second_pass_ended = outcomes.append
+    monkeypatch.setattr(engine, "_show", lambda stream, hypothesis: None)
+    samples = speech((0.3, 1.5), (2.6, 3.5), seconds=4.0)
+    for words, finals in ((("after", "all"), ["after all"] * 2), ((), [])):
+        speaker = engine._final_pass._decoder = Speaker(*words)
+        events = converse(engine, engine.open(SessionOptions(chunk_ms=400)), samples)
+        assert [event.text for event in events if isinstance(event, Final)] == finals
+        assert [type(event) for event in events] == [Endpoint, Final] * len(finals) + [Closed]
+        assert len(speaker.heard) == 2
+    assert outcomes == ["heard", "heard"]
+    for options, loud in ((NO_SECOND_PASS, samples), (SessionOptions(), speech((0.3, 0.6), seconds=2))):
+        speaker = engine._final_pass._decoder = Speaker("click")
+        assert [type(event) for event in converse(engine, engine.open(options), loud)] == [Closed]
+        assert not speaker.heard
+
+
+def test_an_utterance_of_nothing_leaves_what_was_said_before_it(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second pass of the next one hears it as if there had been a pause."""
+
+    class Middle(Listener):
+        def transcribe(
+            self, samples: Tensor, guidance: Guidance, draft: str, context: Context
+        ) -> list[TimedWord]:
+            words = super().transcribe(samples, guidance, draft, context)
+            return [] if len(self.contexts) == 2 else words
+
+    engine = make_engine()
+    show = engine._show
+    monkeypatch.setattr(engine, "_show", lambda s, h: show(s, h) if s.utterance != 1 else None)
+    middle = engine._final_pass._decoder = Middle()
+    samples = speech((0.3, 1.5), (2.6, 3.8), (4.9, 6.0), seconds=7.0)
+    events = converse(engine, engine.open(SessionOptions(chunk_ms=400)), samples)
+    assert [event.utterance for event in events if isinstance(event, Final)] == [0, 2]
+    _, of_second, of_third = middle.contexts
+    assert of_third.text == of_second.text
+    assert np.array_equal(of_third.samples, of_second.samples)
 
 
 def test_a_timeline_may_go_on_from_a_lost_connection(make_engine: Callable[..., Engine]) -> None:

@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 
 from server.dialects import Audio, Close, Finalize, Finish, Open
 from server.dialects.deepgram import ENCODINGS, Deepgram
-from streaming.events import Closed, Endpoint, Fault
+from streaming.events import Closed, Endpoint, Fault, Finalized
 from streaming.session import SessionOptions
 from tests.server.dialects.wire import AGAIN, TALK, TERMS, TROUBLE, final, kinds, messages, partial, render
 
@@ -158,13 +158,20 @@ def test_no_utterance_ends_while_words_go_on():
 
 def test_finalize_is_answered_by_the_final_that_it_brings():
     dialect = deepgram()
-    assert dialect.receive(bytes(28_800 - 320)) == [Open(SessionOptions()), Audio(bytes(28_480))]
+    assert dialect.receive(bytes(28_800)) == [Open(SessionOptions()), Audio(bytes(28_800))]
     assert dialect.receive(text("Finalize")) == [Finalize()]
-    render(dialect, partial(ms=600))
-    assert dialect.progress(890) == []
-    (message,) = messages(render(dialect, Endpoint(0, 890), final(audio_ms=890)))
+    assert render(dialect, partial(ms=600)) == []
+    (message,) = messages(render(dialect, Endpoint(0, 900), final(audio_ms=900), Finalized(900)))
     assert message["from_finalize"] is True
-    assert dialect.progress(890) == []
+
+
+def test_a_final_from_before_the_finalize_does_not_answer_it():
+    dialect = deepgram()
+    dialect.receive(bytes(32_000))
+    dialect.receive(text("Finalize"))
+    before, answer = messages(render(dialect, Endpoint(0, 900), final(audio_ms=900), Finalized(1_000)))
+    assert (before["from_finalize"], answer["from_finalize"]) == (False, True)
+    assert answer["channel"]["alternatives"][0]["transcript"] == ""
 
 
 def test_finalize_is_answered_though_there_was_nothing_to_say():
@@ -172,8 +179,8 @@ def test_finalize_is_answered_though_there_was_nothing_to_say():
     (early,) = messages(dialect.receive(text("Finalize")))
     dialect.receive(bytes(3200))
     assert dialect.receive(text("Finalize")) == [Finalize()]
-    assert dialect.progress(99) == []
-    (late,) = messages(dialect.progress(100))
+    assert dialect.progress(100) == []
+    (late,) = messages(dialect.render(Finalized(100)))
     for message in (early, late):
         assert (message["is_final"], message["from_finalize"]) == (True, True)
         assert message["channel"]["alternatives"][0]["transcript"] == ""

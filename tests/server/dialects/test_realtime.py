@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from server.dialects import Audio, Close, Finalize, Finish, Open
 from server.dialects.realtime import Realtime
 from server.dialects.realtime_session import LOGPROBS
-from streaming.events import Closed, Endpoint, Fault, Partial
+from streaming.events import Closed, Endpoint, Fault, Finalized, Partial
 from streaming.session import SessionOptions
 from tests.server.dialects.wire import (
     AGAIN,
@@ -287,7 +287,7 @@ def test_without_turn_detection_an_item_is_what_stands_between_commits():
 def test_a_commit_of_silence_completes_empty():
     dialect = manual(append(BLOCK))
     dialect.receive(COMMIT)
-    (completed,) = messages(dialect.progress(100))
+    (completed,) = messages(dialect.render(Finalized(100)))
     assert (completed["type"], completed["transcript"], completed["words"]) == (COMPLETED, "", [])
     (fault,) = dialect.receive(COMMIT)
     assert fault.code == "input_audio_buffer_commit_empty"
@@ -297,9 +297,8 @@ def test_a_commit_while_a_turn_is_being_completed_is_an_item_of_its_own():
     dialect = realtime(append(bytes(48_480)))  # 1010 ms
     render(dialect, partial(), Endpoint(0, 900))
     dialect.receive(COMMIT)
-    assert dialect.progress(1010) == []
     (completed,) = (m for m in messages(dialect.render(final())) if m["type"] == COMPLETED)
-    (empty,) = messages(dialect.progress(1010))
+    (empty,) = messages(dialect.render(Finalized(1010)))
     assert (completed["transcript"], empty["transcript"]) == ("Hello, Bob.", "")
     assert completed["item_id"] != empty["item_id"]
 

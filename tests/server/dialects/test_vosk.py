@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from server.dialects import Audio, Close, Finalize, Finish, Open, Send
 from server.dialects.vosk import Vosk
-from streaming.events import Closed, Endpoint, Fault
+from streaming.events import Closed, Endpoint, Fault, Finalized
 from streaming.session import SessionOptions
 from tests.server.dialects.wire import AGAIN, TERMS, TROUBLE, final, messages, partial, render
 
@@ -102,7 +102,8 @@ def test_a_reset_is_answered_though_there_was_nothing_to_say():
     assert messages(dialect.receive(RESET)) == [{"text": ""}]
     dialect.receive(BLOCK)
     assert dialect.receive(RESET) == [Finalize()]
-    assert messages(dialect.progress(100)) == [{"text": ""}]
+    assert dialect.progress(100) == []
+    assert messages(dialect.render(Finalized(100))) == [{"text": ""}]
 
 
 @pytest.mark.parametrize(
