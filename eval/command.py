@@ -62,6 +62,9 @@ def evaluate(
     delay_ms: Annotated[
         str, typer.Option(help="How long after its end a word is due, 0 to 600; 0,200 sweeps.")
     ] = "160",
+    pause_ms: Annotated[
+        str, typer.Option(help="Silence that ends an utterance, 100 to 5000; 300,700 sweeps.")
+    ] = "700",
     model: Annotated[
         str, typer.Option(help="tiny.en, base.en, a checkpoint's path, or a transducer as in `models list`.")
     ] = "tiny.en",
@@ -123,6 +126,7 @@ def evaluate(
         chunk_ms=_numbers("chunk-ms", chunk_ms),
         beam=_numbers("beam", beam),
         delay_ms=(0,) if own_delay else _numbers("delay-ms", delay_ms),
+        pause_ms=_numbers("pause-ms", pause_ms),
         final_pass=final_pass,
         baselines=[name.strip() for name in baselines.split(",") if name.strip()],
     )

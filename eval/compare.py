@@ -95,6 +95,8 @@ def _edits(row: Mapping[str, int]) -> Edits:
 def _name(report: Mapping[str, Any]) -> str:
     parts = [report.get("model"), report.get("policy")]
     parts += [
-        f"{key} {report[key]}" for key in ("chunk_ms", "beam", "delay_ms", "final_pass") if key in report
+        f"{key} {report[key]}"
+        for key in ("chunk_ms", "beam", "delay_ms", "pause_ms", "final_pass")
+        if key in report
     ]
     return ", ".join(str(part) for part in parts if part is not None)

@@ -65,7 +65,8 @@ def label_of(condition: Condition, among: Sequence[Condition]) -> str:
     if condition.system != "offline" and (own or len({one.options.chunk_ms for one in streaming}) > 1):
         parts.append(f"{condition.options.chunk_ms} ms")
     if own:
-        for key, name in (("beam", "beam {}"), ("delay_ms", "delay {} ms")):
+        names = (("beam", "beam {}"), ("delay_ms", "delay {} ms"), ("pause_ms", "pause {} ms"))
+        for key, name in names:
             if len({one.chosen.get(key) for one in streaming}) > 1:
                 parts.append(name.format(condition.chosen.get(key)))
     return ", ".join(["asr-stream", *parts] if own and len(streaming) == 1 else parts)

@@ -20,7 +20,7 @@ from eval.log import Log, Run, fingerprint
 from eval.report import Report, describe_machine, kept_entries, report, write_json
 from eval.run import recognise, recognise_together
 from eval.trace import Trace
-from streaming.session import DEFAULT_DELAY_MS, SessionOptions
+from streaming.session import DEFAULT_DELAY_MS, DEFAULT_PAUSE_MS, SessionOptions
 
 ALIGNMENT = "alignment.jsonl"  # also a file for --words
 
@@ -40,12 +40,15 @@ class Condition:
             parts.append(f"chunk{self.options.chunk_ms}")
         if self.system == STREAMING:
             parts += [f"beam{self.options.beam}", f"delay{self.options.delay_ms}"]
+            if self.options.pause_ms != DEFAULT_PAUSE_MS:
+                parts.append(f"pause{self.options.pause_ms}")
         return "-".join(parts)
 
     @property
     def chosen(self) -> dict[str, int]:
-        """How the search decides."""
-        return {"beam": self.options.beam, "delay_ms": self.options.delay_ms}
+        """What else than the chunk differs."""
+        options = self.options
+        return {"beam": options.beam, "delay_ms": options.delay_ms, "pause_ms": options.pause_ms}
 
     def settings(self, model: str, policy: str | None) -> dict[str, Any]:
         """The head of its report.json."""
@@ -62,6 +65,7 @@ def conditions(
     chunk_ms: Sequence[int] = (300,),
     beam: Sequence[int] = (1,),
     delay_ms: Sequence[int] = (DEFAULT_DELAY_MS,),
+    pause_ms: Sequence[int] = (DEFAULT_PAUSE_MS,),
     final_pass: str = "full",
     baselines: Sequence[str] = (),
 ) -> list[Condition]:
@@ -73,9 +77,10 @@ def conditions(
         raise ValueError(f"no baseline is called {unknown[0]!r}: there are {', '.join(KINDS)}")
     streaming = [
         Condition(
-            STREAMING, SessionOptions(chunk_ms=chunk, final_pass=final_pass, beam=width, delay_ms=delay)
+            STREAMING,
+            SessionOptions(chunk_ms=chunk, final_pass=final_pass, beam=width, delay_ms=delay, pause_ms=pause),
         )
-        for chunk, width, delay in product(*map(dict.fromkeys, (chunk_ms, beam, delay_ms)))
+        for chunk, width, delay, pause in product(*map(dict.fromkeys, (chunk_ms, beam, delay_ms, pause_ms)))
     ]
     others = [
         Condition(system, SessionOptions(chunk_ms=chunk, final_pass="none"))

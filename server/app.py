@@ -82,6 +82,7 @@ class House:
             max_backlog_s=settings.max_backlog_s,
             idle_timeout_s=settings.idle_timeout_s,
             delay_ms=settings.delay_ms,
+            pause_ms=settings.pause_ms,
             beam=settings.beam,
             prompt=settings.prompt,
             hotwords=settings.hotwords,

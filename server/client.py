@@ -63,6 +63,7 @@ class StreamClient:
         final_pass: str | None = None,
         token: str | None = None,
         delay_ms: int | None = None,
+        pause_ms: int | None = None,
         beam: int | None = None,
         prompt: str | None = None,
         hotwords: tuple[str, ...] | None = None,
@@ -73,6 +74,7 @@ class StreamClient:
         query = {"model": model, "chunk_ms": chunk_ms, "sample_rate": sample_rate, "encoding": encoding}
         query |= {
             "delay_ms": delay_ms,  # a transducer refuses it: it has learnt when to wait
+            "pause_ms": pause_ms,
             "channels": channels,
             "final_pass": final_pass,
             "words": "true",

@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from asr.limits import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords, checked_name
-from streaming.session import DEFAULT_DELAY_MS, DELAY_MS, SessionOptions
+from streaming.session import DEFAULT_DELAY_MS, DEFAULT_PAUSE_MS, DELAY_MS, PAUSE_MS, SessionOptions
 
 PREFIX = "ASR_STREAM_"
 OTHER_VARIABLES = {"ASR_STREAM_CACHE", "ASR_STREAM_CONFIG"}  # of asr/weights.py and of the command line
@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     final_pass: Literal["full", "rescore", "none"] = "full"
     # likewise; None, of `serve` alone: the model has learnt when to wait
     delay_ms: int | None = Field(DEFAULT_DELAY_MS, ge=DELAY_MS[0], le=DELAY_MS[1], multiple_of=20)
+    pause_ms: int = Field(DEFAULT_PAUSE_MS, ge=PAUSE_MS[0], le=PAUSE_MS[1])
     beam: int = Field(1, ge=1, le=MAX_BEAM)  # unless the client asks otherwise, as what follows
     prompt: str = Field("", max_length=MAX_PROMPT_CHARS)
     hotwords: Annotated[tuple[str, ...], NoDecode] = ()

@@ -28,6 +28,9 @@ ChunkMs = Annotated[int, typer.Option(help="Audio per step: 100 to 1000 in steps
 DelayMs = Annotated[
     int, typer.Option(help="How long after its end a word is due, 0 to 600: waiting avoids guesses.")
 ]
+PauseMs = Annotated[
+    int, typer.Option(help="Silence that ends an utterance, 100 to 5000: shorter, and finals come sooner.")
+]
 SecondPass = Annotated[
     FinalPass,
     typer.Option(
@@ -65,7 +68,7 @@ class House(Protocol):
 
 
 def session_options(
-    chunk_ms: int, delay_ms: int, final_pass: str, beam: int, prompt: str, hotwords: str
+    chunk_ms: int, delay_ms: int, pause_ms: int, final_pass: str, beam: int, prompt: str, hotwords: str
 ) -> "SessionOptions":
     """What the options of a command ask for; ValueError with one clear line for what may not be."""
     from asr.limits import read_hotwords
@@ -74,6 +77,7 @@ def session_options(
     return SessionOptions(
         chunk_ms=chunk_ms,
         delay_ms=delay_ms,
+        pause_ms=pause_ms,
         final_pass=final_pass,
         beam=beam,
         prompt=prompt,

@@ -14,13 +14,22 @@ from server.house import (
     HotwordList,
     House,
     Model,
+    PauseMs,
     Prompt,
     SecondPass,
     Threads,
     session_options,
 )
 
-WISHES = ("chunk_ms", "delay_ms", "final_pass", "beam", "prompt", "hotwords")  # that a server hears
+WISHES = (
+    "chunk_ms",
+    "delay_ms",
+    "pause_ms",
+    "final_pass",
+    "beam",
+    "prompt",
+    "hotwords",
+)  # that a server hears
 OURS = {"model", "adapter", "threads", "model_device"}  # of a model here
 
 app = typer.Typer(add_completion=False)
@@ -38,6 +47,7 @@ def mic(
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
     delay_ms: DelayMs = 160,
+    pause_ms: PauseMs = 700,
     final_pass: SecondPass = "full",
     beam: Beam = 1,
     prompt: Prompt = "",
@@ -61,7 +71,7 @@ def mic(
         raise ValueError(
             f"--{own[0].replace('_', '-')} is for a model here: with --url it is the server's to choose"
         )
-    session = session_options(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)
+    session = session_options(chunk_ms, delay_ms, pause_ms, final_pass, beam, prompt, hotwords)
     chosen = int(device) if device and device.isdecimal() else device
     check_input(chosen)
 

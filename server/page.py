@@ -11,7 +11,7 @@ from starlette.routing import Route
 from server.config import Settings
 from server.dialects import Terms
 from server.door import AdmissionError, check
-from streaming.session import CHUNK_MS, DELAY_MS
+from streaming.session import CHUNK_MS, DELAY_MS, PAUSE_MS
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {  # not the machine's own table, which on some calls JavaScript text/plain
@@ -90,9 +90,10 @@ def _offer(terms: Terms, started: int) -> dict[str, object]:
         "language": "en",
         "chunk_ms": _range(CHUNK_MS, terms.chunk_ms),
         "delay_ms": None if terms.delay_ms is None else _range(DELAY_MS, terms.delay_ms),
+        "pause_ms": _range(PAUSE_MS, terms.pause_ms, step=1),
         "final_pass": {"choices": terms.final_passes, "default": terms.final_pass},
     }
 
 
-def _range(limits: tuple[int, int], default: int) -> dict[str, int]:
-    return {"least": limits[0], "most": limits[1], "step": STEP_MS, "default": default}
+def _range(limits: tuple[int, int], default: int, step: int = STEP_MS) -> dict[str, int]:
+    return {"least": limits[0], "most": limits[1], "step": step, "default": default}

@@ -51,6 +51,9 @@ def serve(
     delay_ms: Annotated[
         int | None, typer.Option(help=f"How long after its end a word is due, 0 to 600, {FOR_OTHERS}")
     ] = None,
+    pause_ms: Annotated[
+        int | None, typer.Option(help=f"Silence that ends an utterance, 100 to 5000, {FOR_OTHERS}")
+    ] = None,
     final_pass: Annotated[FinalPass | None, typer.Option(help=f"As in `transcribe`, {FOR_OTHERS}")] = None,
     beam: Annotated[int | None, typer.Option(help=f"Hypotheses of the search, 1 to 8, {FOR_OTHERS}")] = None,
     prompt: Annotated[str | None, typer.Option(help=f"What was said before, {FOR_OTHERS}")] = None,
@@ -93,7 +96,8 @@ def serve(
     given: dict[str, Any] = {
         "host": host, "port": port, "model": model, "adapter": adapter, "slots": slots, "engines": engines,
         "device": device,
-        "chunk_ms": chunk_ms, "delay_ms": delay_ms, "final_pass": final_pass, "beam": beam, "prompt": prompt,
+        "chunk_ms": chunk_ms, "delay_ms": delay_ms, "pause_ms": pause_ms, "final_pass": final_pass, "beam": beam,
+        "prompt": prompt,
         "hotwords": hotwords and read_hotwords(hotwords), "tls_cert": tls_cert, "tls_key": tls_key,
         "api_key_file": api_key_file, "origins": origins and tuple(origins),
         "log_level": log_level, "log_format": log_format,

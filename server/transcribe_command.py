@@ -16,6 +16,7 @@ from server.house import (
     HotwordList,
     House,
     Model,
+    PauseMs,
     Prompt,
     SecondPass,
     Threads,
@@ -44,6 +45,7 @@ def transcribe(
     adapter: Adapter = None,
     chunk_ms: ChunkMs = 300,
     delay_ms: DelayMs = 160,
+    pause_ms: PauseMs = 700,
     final_pass: SecondPass = "full",
     beam: Beam = 1,
     prompt: Prompt = "",
@@ -58,7 +60,7 @@ def transcribe(
     from server.transcribe import transcribe as run
 
     house: House = context.obj
-    session = session_options(chunk_ms, delay_ms, final_pass, beam, prompt, hotwords)
+    session = session_options(chunk_ms, delay_ms, pause_ms, final_pass, beam, prompt, hotwords)
     if file == "-":
         decoder = PcmDecoder(encoding, rate, channels)
         length_s, audio = None, sources.read_pcm(cast("Pipe", sys.stdin.buffer), decoder)

@@ -24,15 +24,12 @@ class EndpointOptions:
 
     onset: float = 0.5  # speech begins where a window reaches this
     offset: float = 0.35  # and goes on while windows reach this
-    silence_ms: int = 700  # an utterance ends after this much silence
     lead_ms: int = 500  # audio before the onset that belongs to the utterance
     longest_ms: int = 28_000  # an utterance is cut at the latest here, at its quietest place
 
     def __post_init__(self) -> None:
         if not 0 < self.offset <= self.onset < 1:
             raise ValueError("onset and offset are probabilities, offset not above onset")
-        if not 100 <= self.silence_ms <= 10_000:
-            raise ValueError(f"silence_ms must be 100 to 10000, not {self.silence_ms}")
         if not 10_000 <= self.longest_ms <= 28_000:
             raise ValueError(f"longest_ms must be 10000 to 28000, not {self.longest_ms}")
 

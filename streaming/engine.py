@@ -167,7 +167,7 @@ class Engine:
                 raise Full(f"all {self.slots} slots are taken; try again later")
             row = self._free.pop()
             session = Session(options, self._wake.set, notify)
-            utterances = Utterances(samples_in(options.chunk_ms), self.endpoint)
+            utterances = Utterances(samples_in(options.chunk_ms), samples_in(options.pause_ms), self.endpoint)
             self._streams.append(_Stream(session, row, utterances, guidance, second, Replay(options.resume)))
         return session
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # a server's own process, which has sessions and no models, g
 CHUNK_MS = (100, 1000)  # what the shipped adapters were trained for
 DELAY_MS = (0, round(LONGEST_DELAY_S * 1000))
 DEFAULT_DELAY_MS = 160
+PAUSE_MS = (100, 5000)
+DEFAULT_PAUSE_MS = 700
 FINAL_PASSES = ("full", "rescore", "none")
 OUTCOMES = ("heard", "skipped", "failed")  # of a second pass; failed: it heard nothing, or could not
 BEGINNING = Bookmark.at(0)
@@ -52,6 +54,7 @@ class SessionOptions:
     final_pass: str = "full"  # full | rescore (of some transducers) | none
     resume: Bookmark = BEGINNING  # where to go on, after a lost connection
     delay_ms: int = DEFAULT_DELAY_MS  # how long after its end a word is due: more waiting, fewer guesses
+    pause_ms: int = DEFAULT_PAUSE_MS  # silence that ends an utterance: shorter, and finals come sooner
     beam: int = 1  # hypotheses; 1 is greedy search
     prompt: str = ""  # what was said or written before, for the second pass
     hotwords: tuple[str, ...] = ()  # words and phrases that are likely to be said
@@ -64,6 +67,9 @@ class SessionOptions:
         low, high = DELAY_MS
         if not low <= self.delay_ms <= high or self.delay_ms % 20:
             raise ValueError(f"delay_ms must be {low} to {high} in steps of 20, not {self.delay_ms}")
+        low, high = PAUSE_MS
+        if not low <= self.pause_ms <= high:
+            raise ValueError(f"pause_ms must be {low} to {high}, not {self.pause_ms}")
         if self.final_pass not in FINAL_PASSES:
             raise ValueError(f"final_pass must be one of {', '.join(FINAL_PASSES)}, not {self.final_pass!r}")
         if not 1 <= self.beam <= MAX_BEAM:

@@ -14,7 +14,7 @@ from streaming.endpoint import WINDOW, EndpointOptions
 
 #: Near the longest window a shorter pause is good enough to end it.
 HURRY_AT = 0.7
-HURRY_SILENCE = 0.4
+HURRY_PAUSE = 0.4
 #: Where a window that must turn may be cut: this much audio before its end is searched, and kept at least.
 TURN_SEARCH_S = 8.0
 TURN_KEEP_S = 1.0
@@ -41,10 +41,12 @@ class Utterances:
 
     Args:
         chunk: samples per chunk.
+        pause: samples of silence that end an utterance.
         options: thresholds.
     """
 
     chunk: int
+    pause: int
     options: EndpointOptions
     now: int = 0  # audio seen
     start: int | None = None  # where the open window begins; None while nobody speaks
@@ -169,9 +171,7 @@ class Utterances:
         assert self.start is not None
         longest = samples_in(self.options.longest_ms)
         age = self.now - self.start
-        needed = samples_in(self.options.silence_ms)
-        if age > HURRY_AT * longest:
-            needed = int(needed * HURRY_SILENCE)
+        needed = self.pause * (HURRY_PAUSE if age > HURRY_AT * longest else 1)
         if self.silence >= needed:
             return Verdict.END
         return Verdict.TURN if age + self.chunk > longest else Verdict.GO_ON

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, TypeGuard
 
 from streaming.events import Event, Fault
-from streaming.session import DEFAULT_DELAY_MS, SessionOptions
+from streaming.session import DEFAULT_DELAY_MS, DEFAULT_PAUSE_MS, SessionOptions
 
 CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125 bytes, two of them the code
 CLOSE_CODES = {  # by the code of a fatal Fault; anything else is the server's own trouble, 1011
@@ -90,6 +90,7 @@ class Terms:
     max_backlog_s: float
     idle_timeout_s: float
     delay_ms: int | None = DEFAULT_DELAY_MS  # None: the model has learnt when to wait, and cannot be asked to
+    pause_ms: int = DEFAULT_PAUSE_MS
     beam: int = 1
     prompt: str = ""
     hotwords: tuple[str, ...] = ()
@@ -97,7 +98,7 @@ class Terms:
 
     def options(self) -> dict[str, Any]:
         """The part of SessionOptions that a server sets, for a client to override."""
-        names = ("chunk_ms", "final_pass", "beam", "prompt", "hotwords")
+        names = ("chunk_ms", "pause_ms", "final_pass", "beam", "prompt", "hotwords")
         return {name: getattr(self, name) for name in names} | {"delay_ms": self.delay_ms or 0}
 
 

@@ -1,10 +1,11 @@
 """Deepgram's protocol for live audio, `GET /v1/listen`: https://developers.deepgram.com/reference/listen-live.
 
 Query: encoding (linear16, linear32, mulaw, alaw), sample_rate, channels (mixed down), interim_results, punctuate or
-smart_format (else words are plain), endpointing (false: no speech_final), utterance_end_ms, vad_events, keyterm and
-keywords. Every name of a model is taken, the server has one; other parameters are ignored, but for those that a
-client must be able to rely on. Client texts: KeepAlive, Finalize, CloseStream, Configure (keyterms, before audio).
-Server texts: Results, SpeechStarted, UtteranceEnd, ConfigureSuccess, ConfigureFailure, Metadata, Error.
+smart_format (else words are plain), endpointing (the pause in ms; false: no speech_final), utterance_end_ms,
+vad_events, keyterm and keywords. Every name of a model is taken, the server has one; other parameters are ignored,
+but for those that a client must be able to rely on. Client texts: KeepAlive, Finalize, CloseStream, Configure
+(keyterms, before audio). Server texts: Results, SpeechStarted, UtteranceEnd, ConfigureSuccess, ConfigureFailure,
+Metadata, Error.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from server.dialects import (
 from server.dialects.g711 import alaw_to_s16le
 from server.dialects.marks import Marks
 from streaming.events import Closed, Endpoint, Event, Fault, Final, Finalized, Partial, Word
-from streaming.session import SessionOptions
+from streaming.session import PAUSE_MS, SessionOptions
 
 ENCODINGS = {"linear16": "s16le", "linear32": "f32le", "mulaw": "mulaw", "alaw": "s16le"}
 TELEPHONE_HZ = 8_000
@@ -87,12 +88,12 @@ class Deepgram(Lifecycle):
             raise ValueError(f"language {query['language'][:40]!r} is not supported: use en")
         interim = _flag(query, "interim_results")
         return cls(
-            SessionOptions(**terms.options() | _format(query) | _hotwords(query, terms)),
+            SessionOptions(**terms.options() | _format(query) | _hotwords(query, terms) | _pause(query)),
             terms,
             alaw=query["encoding"] == "alaw",
             interim=interim,
             punctuated=_flag(query, "punctuate") or _flag(query, "smart_format"),
-            endpointing=_endpointing(query.get("endpointing", "true")),
+            endpointing=query.get("endpointing", "true").lower() != "false",
             vad_events=_flag(query, "vad_events"),
             utterance_end_ms=_gap(query, interim),
         )
@@ -296,9 +297,13 @@ def _several(query: Mapping[str, str], name: str) -> list[str]:
     return values(name) if values else [query[name]] if name in query else []
 
 
-def _endpointing(text: str) -> bool:
-    """`false`, or the milliseconds of a pause, which are the server's own here."""
-    return text.lower() == "true" or (text.lower() != "false" and _integer("endpointing", text) >= 0)
+def _pause(query: Mapping[str, str]) -> dict[str, Any]:
+    """endpointing=MS, brought within what there is here; the server's own pause for true and false."""
+    text = query.get("endpointing", "true").lower()
+    if text in ("true", "false"):
+        return {}
+    least, most = PAUSE_MS
+    return {"pause_ms": min(max(_integer("endpointing", text), least), most)}
 
 
 def _gap(query: Mapping[str, str], interim: bool) -> int | None:

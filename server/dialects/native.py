@@ -1,12 +1,12 @@
 """The native protocol, `GET /v1/stream`: audio in binary frames, control and events as JSON texts.
 
-Query: model, chunk_ms, delay_ms, sample_rate, encoding (s16le, f32le, mulaw), channels, language (en), final_pass
-(full, rescore, none), words, interim, progress, resumes (booleans), beam, prompt, hotwords (separated by commas),
-hotword_boost, token. Client texts: finalize, keepalive, close, resume {what a bookmark holds}, start {beam, prompt,
-hotwords (a list), hotword_boost} for what is too long for a query. Server texts: ready, partial, bookmark, final,
-endpoint, finalized, progress, closed, error. The session is opened at the first audio, finalize or close, so that a
-resume before it can set the timeline. To resume behind a final is to send what its bookmark holds, and the audio from
-its from_ms on; of a client that knows audio_ms alone, the audio from there on.
+Query: model, chunk_ms, delay_ms, pause_ms, sample_rate, encoding (s16le, f32le, mulaw), channels, language (en),
+final_pass (full, rescore, none), words, interim, progress, resumes (booleans), beam, prompt, hotwords (separated by
+commas), hotword_boost, token. Client texts: finalize, keepalive, close, resume {what a bookmark holds}, start {beam,
+prompt, hotwords (a list), hotword_boost} for what is too long for a query. Server texts: ready, partial, bookmark,
+final, endpoint, finalized, progress, closed, error. The session is opened at the first audio, finalize or close, so
+that a resume before it can set the timeline. To resume behind a final is to send what its bookmark holds, and the
+audio from its from_ms on; of a client that knows audio_ms alone, the audio from there on.
 """
 
 import json
@@ -37,7 +37,7 @@ from streaming.events import (
 )
 from streaming.session import SessionOptions, no_such_pass
 
-NUMBERS = ("chunk_ms", "delay_ms", "sample_rate", "channels", "beam")
+NUMBERS = ("chunk_ms", "delay_ms", "pause_ms", "sample_rate", "channels", "beam")
 FLAGS = ("words", "interim", "progress", "resumes")
 TEXTS = ("model", "language", "encoding", "final_pass", "token", "prompt", "hotwords", "hotword_boost")
 # The token is checked at the door.
@@ -115,6 +115,7 @@ class Native(Lifecycle):
                 model=self.terms.model,
                 chunk_ms=self.options.chunk_ms,
                 delay_ms=self.options.delay_ms,
+                pause_ms=self.options.pause_ms,
                 encoding=self.options.encoding,
                 sample_rate=self.options.sample_rate,
                 channels=self.options.channels,

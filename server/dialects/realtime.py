@@ -185,7 +185,7 @@ class Realtime(Lifecycle, OpenAi):
         if not self.opened:
             self.options, self.marks = wanted.options, Marks(wanted.options)
         elif (wanted.options, wanted.form) != (self.setting.options, self.setting.form):
-            raise Invalid("session.audio.input", "format and transcription are set before any audio")
+            raise Invalid("session.audio.input", "format, transcription and pause are set before any audio")
         self.setting = wanted
         return [self._send("session.updated", session=wanted.told(self.session, self.terms.model))]
 

@@ -51,13 +51,16 @@ class RealtimeSession:
         changes = _transcription(wishes["transcription"]) if wishes.get("transcription") else {}
         if "delay_ms" in changes and not self.delays:
             raise Invalid(f"{TRANSCRIPTION}.delay", "this model has learnt when to wait: leave the delay out")
+        detects = self.detects
+        if "turn_detection" in wishes:
+            detects, pause = _turns(wishes["turn_detection"])
+            changes |= pause
         encoding, rate = FORMATS[form["type"]]
         changes |= {"encoding": encoding, "sample_rate": form.get("rate", rate)}
         try:
             options = replace(self.options, **changes)
         except ValueError as error:
             raise Invalid("session.audio.input", str(error)) from None
-        detects = _detects(wishes["turn_detection"]) if "turn_detection" in wishes else self.detects
         return replace(self, options=options, form=form, detects=detects, include=tuple(include))
 
     def told(self, session_id: str, model: str) -> dict[str, object]:
@@ -68,11 +71,12 @@ class RealtimeSession:
             "prompt": self.options.prompt,
             "keywords": list(self.options.hotwords),
         }
+        turns = {"type": "server_vad", "silence_duration_ms": self.options.pause_ms}
         heard = {
             "format": self.form,
             "noise_reduction": None,
             "transcription": transcription,
-            "turn_detection": {"type": "server_vad"} if self.detects else None,
+            "turn_detection": turns if self.detects else None,
         }
         return {
             "id": f"sess_{session_id}",
@@ -132,10 +136,19 @@ def _transcription(value: object) -> dict[str, Any]:
     return options
 
 
-def _detects(value: object) -> bool:
-    """Whether turns are detected; how, is the server's. Raises Invalid."""
+def _turns(value: object) -> tuple[bool, dict[str, int]]:
+    """Whether turns are detected, and the part of SessionOptions that says how; the rest is the server's own.
+
+    Raises Invalid.
+    """
+    path = "session.audio.input.turn_detection"
     if value is None:
-        return False
+        return False, {}
     if not isinstance(value, dict) or value.get("type", "server_vad") not in ("server_vad", "semantic_vad"):
-        raise Invalid("session.audio.input.turn_detection", "use the type server_vad, or null for commits")
-    return True
+        raise Invalid(path, "use the type server_vad, or null for commits")
+    pause = value.get("silence_duration_ms")
+    if pause is None:
+        return True, {}
+    if not isinstance(pause, int) or isinstance(pause, bool):
+        raise Invalid(f"{path}.silence_duration_ms", "it must be an integer, in ms", "invalid_type")
+    return True, {"pause_ms": pause}

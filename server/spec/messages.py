@@ -35,7 +35,7 @@ from streaming.events import (
     Finalized,
     Partial,
 )
-from streaming.session import CHUNK_MS, DELAY_MS, FINAL_PASSES, SessionOptions
+from streaming.session import CHUNK_MS, DELAY_MS, FINAL_PASSES, PAUSE_MS, SessionOptions
 
 RATE = between(LOWEST_RATE, HIGHEST_RATE)
 CHANNELS = between(1, MOST_CHANNELS)
@@ -84,6 +84,7 @@ def _native() -> Vocabulary:
     numbers = {
         "chunk_ms": between(*CHUNK_MS, multipleOf=STEP_MS),
         "delay_ms": between(*DELAY_MS, multipleOf=STEP_MS, description="left out where /v1/models has null"),
+        "pause_ms": between(*PAUSE_MS),
         "beam": between(1, MAX_BEAM),
         "hotword_boost": boost,
     }
@@ -96,7 +97,8 @@ def _native() -> Vocabulary:
         "token": TEXT | {"description": "the key"},
     }
     limits = record(max_frame_bytes=INTEGER, max_backlog_ms=INTEGER, idle_timeout_ms=INTEGER)
-    ready = {"session": TEXT, "model": TEXT, "chunk_ms": INTEGER, "delay_ms": INTEGER, "limits": limits}
+    ready = {"session": TEXT, "model": TEXT, "chunk_ms": INTEGER, "delay_ms": INTEGER}
+    ready |= {"pause_ms": INTEGER, "limits": limits}
     start = {"beam": numbers["beam"], "prompt": PROMPT, "hotwords": HOTWORDS, "hotword_boost": boost}
     time = between(0, LONGEST_TIMELINE_MS)
     words = TEXT | {"maxLength": MAX_CARRIED_CHARS}
@@ -239,7 +241,7 @@ def _realtime_input() -> Schema:
         format=record(["rate"], type=one_of(FORMATS), rate=RATE),
         noise_reduction={"type": "null"},
         transcription=transcription,
-        turn_detection=maybe(record(type={"const": "server_vad"})),
+        turn_detection=maybe(record(type={"const": "server_vad"}, silence_duration_ms=between(*PAUSE_MS))),
     )
 
 
@@ -252,7 +254,9 @@ def _realtime_wishes() -> dict[str, Schema]:
         "keywords": maybe(HOTWORDS),
         "delay": maybe(one_of(DELAYS_MS)),
     }
-    detection = open_record(type=one_of(["server_vad", "semantic_vad"]))
+    kinds = one_of(["server_vad", "semantic_vad"])
+    pause = maybe(between(*PAUSE_MS))
+    detection = open_record(["type", "silence_duration_ms"], type=kinds, silence_duration_ms=pause)
     wishes = {
         "format": maybe(_realtime_input()["properties"]["format"]),
         "noise_reduction": {},

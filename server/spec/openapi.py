@@ -152,6 +152,7 @@ def _models() -> Document:
         owned_by=TEXT,
         language=TEXT,
         chunk_ms=least_to_most,
+        pause_ms=least_to_most,
         delay_ms=maybe(least_to_most) | {"description": "null: the model has learnt when to wait"},
         final_pass=record(choices=array(one_of(FINAL_PASSES)), default=one_of(FINAL_PASSES)),
     )

@@ -251,6 +251,8 @@ def test_lists_of_settings_are_combined() -> None:
     assert len(names) == len(set(names)) == 8
     assert names[0] == "chunk100-beam1-delay0"
     assert names[-1] == "chunk300-beam4-delay200"
+    names = [one.name for one in conditions(pause_ms=[300, 700])]
+    assert names == ["chunk300-beam1-delay160-pause300", "chunk300-beam1-delay160"]
 
 
 def test_settings_that_are_none() -> None:

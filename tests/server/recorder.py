@@ -15,7 +15,7 @@ from server.app import House, create_app
 from server.config import Settings
 from streaming.engine import Engine
 from streaming.recognizer import WhisperRecognizer
-from tests.streaming.test_engine import IMPATIENT, LoudVoice, speech
+from tests.streaming.test_engine import SHORT, LoudVoice, speech
 
 Frame = str | bytes
 
@@ -27,8 +27,10 @@ AUDIO = (speech((0.1, 1.6), (2.4, 3.4), seconds=6) * 2**15).astype("<i2").tobyte
 def nonsense(tiny: Whisper, monkeypatch: pytest.MonkeyPatch, **settings: object) -> Iterator[TestClient]:
     """A client of a fresh app; the engine ends with it."""
     monkeypatch.setattr(streaming.engine, "VoiceActivity", LoudVoice)
-    engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", slots=4, endpoint=IMPATIENT)
-    with TestClient(create_app(engine, Settings(allowed_hosts=("testserver",), **settings))) as client:
+    engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", slots=4, endpoint=SHORT)
+    with TestClient(
+        create_app(engine, Settings(allowed_hosts=("testserver",), **{"pause_ms": 300} | settings))
+    ) as client:
         yield client
 
 

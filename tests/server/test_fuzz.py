@@ -35,7 +35,7 @@ from tests.server.fakes import FakeEngine, FakeSession, speech
 from tests.server.recorder import AUDIO, Frame, appended, blocks
 from tests.server.test_access import silence
 from tests.server.test_asyncapi import TALKS
-from tests.streaming.test_engine import IMPATIENT, LoudVoice
+from tests.streaming.test_engine import SHORT, LoudVoice
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # frames may be long
 
@@ -262,8 +262,8 @@ def server(tiny: Whisper) -> Iterator[Server]:
     """A real server in a thread of its own, with a model that says nonsense."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming.engine, "VoiceActivity", LoudVoice)
-        engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", slots=4, endpoint=IMPATIENT)
-        server = Server(engine, Settings(port=0, idle_timeout_s=PATIENCE_S))
+        engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", slots=4, endpoint=SHORT)
+        server = Server(engine, Settings(port=0, pause_ms=300, idle_timeout_s=PATIENCE_S))
         listener = bind("127.0.0.1", 0)
         server.port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],))

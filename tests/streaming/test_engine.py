@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ from tests.contract import CHECKS, Check, Outputs, Subject, fill_with_nan, rando
 
 RATE = 16_000
 SAMPLES = Path(__file__).parents[2] / "samples"
-IMPATIENT = EndpointOptions(silence_ms=300, longest_ms=10_000)
-NO_SECOND_PASS = SessionOptions(chunk_ms=400, final_pass="none")
+SHORT = EndpointOptions(longest_ms=10_000)
+hasty = partial(SessionOptions, pause_ms=300)
+NO_SECOND_PASS = hasty(chunk_ms=400, final_pass="none")
 
 
 class LoudVoice(VoiceActivity):
@@ -69,7 +71,7 @@ def make_engine(tiny: Whisper, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
     def make(slots: int = 4, *, base: Whisper = tiny, threaded: bool = False) -> Engine:
         recognizer = WhisperRecognizer(tiny)
-        made.append(Engine(recognizer, base, "tiny", slots, final_pass_thread=threaded, endpoint=IMPATIENT))
+        made.append(Engine(recognizer, base, "tiny", slots, final_pass_thread=threaded, endpoint=SHORT))
         return made[-1]
 
     yield make
@@ -209,7 +211,7 @@ def test_a_model_without_a_schedule_tells_of_none(make_engine: Callable[..., Eng
 
 def test_sessions_with_other_chunks_equal_each_alone(make_engine: Callable[..., Engine]) -> None:
     chunks = (100, 400, 1000)
-    options = [SessionOptions(chunk_ms=chunk_ms, final_pass="none") for chunk_ms in chunks]
+    options = [hasty(chunk_ms=chunk_ms, final_pass="none") for chunk_ms in chunks]
     alone = [converse(engine := make_engine(1), engine.open(o), TWO_UTTERANCES) for o in options]
     engine = make_engine(3)
     sessions = [engine.open(o) for o in options]
@@ -233,7 +235,7 @@ def test_sessions_with_other_chunks_equal_each_alone(make_engine: Callable[..., 
 def test_warming_up_meets_every_batch_and_leaves_nothing(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, threaded: bool
 ) -> None:
-    options = SessionOptions(chunk_ms=400)
+    options = hasty(chunk_ms=400)
     expected = converse(engine := make_engine(6), engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
     engine, second, batches = make_engine(6, threaded=threaded), Speaker("warm"), set()
     hear = engine._recognizer.step
@@ -297,11 +299,21 @@ def test_events_come_in_order_and_add_up(make_engine: Callable[..., Engine]) -> 
     assert engine.idle
 
 
+def test_each_client_says_what_a_pause_is(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(2)
+    n_finals = []
+    for pause_ms in (300, 900):  # there are 800 ms between both utterances
+        options = SessionOptions(chunk_ms=100, final_pass="none", pause_ms=pause_ms)
+        events = converse(engine, engine.open(options), TWO_UTTERANCES)
+        n_finals.append(len(finals_of(events)))
+    assert n_finals == [2, 1]
+
+
 def test_silence_says_nothing(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
-    session = engine.open(SessionOptions())
+    session = engine.open(hasty())
     assert converse(engine, session, np.zeros(5 * RATE, np.float32)) == [Closed(5_000, 0, 0)]
-    assert converse(engine, engine.open(SessionOptions()), np.zeros(0, np.float32)) == [Closed(0, 0, 0)]
+    assert converse(engine, engine.open(hasty()), np.zeros(0, np.float32)) == [Closed(0, 0, 0)]
 
 
 def test_the_client_may_end_an_utterance(make_engine: Callable[..., Engine]) -> None:
@@ -335,7 +347,7 @@ def test_an_end_is_carried_out_after_its_final_though_nothing_was_said(
     """Each is told once, and none before a second pass that is under way."""
     engine = make_engine(threaded=threaded)
     engine._final_pass._decoder = Speaker("yes")
-    session = engine.open(SessionOptions(chunk_ms=400))
+    session = engine.open(hasty(chunk_ms=400))
     ends = (6_400, 6_400 + 16_000, 6_400 + 16_000)  # a whole chunk of silence; speech; and nothing more
     for samples in (np.zeros(6_400, np.float32), speech((0.1, 0.9), seconds=1.0), np.zeros(0, np.float32)):
         session.receive_samples(samples)
@@ -362,12 +374,12 @@ def test_a_second_pass_is_asked_where_the_stream_heard_no_word(
     samples = speech((0.3, 1.5), (2.6, 3.5), seconds=4.0)
     for words, finals in ((("after", "all"), ["after all"] * 2), ((), [])):
         speaker = engine._final_pass._decoder = Speaker(*words)
-        events = converse(engine, engine.open(SessionOptions(chunk_ms=400)), samples)
+        events = converse(engine, engine.open(hasty(chunk_ms=400)), samples)
         assert [event.text for event in events if isinstance(event, Final)] == finals
         assert [type(event) for event in events] == [Endpoint, Final] * len(finals) + [Closed]
         assert len(speaker.heard) == 2
     assert outcomes == ["heard", "heard"]
-    for options, loud in ((NO_SECOND_PASS, samples), (SessionOptions(), speech((0.3, 0.6), seconds=2))):
+    for options, loud in ((NO_SECOND_PASS, samples), (hasty(), speech((0.3, 0.6), seconds=2))):
         speaker = engine._final_pass._decoder = Speaker("click")
         assert [type(event) for event in converse(engine, engine.open(options), loud)] == [Closed]
         assert not speaker.heard
@@ -390,7 +402,7 @@ def test_an_utterance_of_nothing_leaves_what_was_said_before_it(
     monkeypatch.setattr(engine, "_show", lambda s, h: show(s, h) if s.utterance != 1 else None)
     middle = engine._final_pass._decoder = Middle()
     samples = speech((0.3, 1.5), (2.6, 3.8), (4.9, 6.0), seconds=7.0)
-    events = converse(engine, engine.open(SessionOptions(chunk_ms=400)), samples)
+    events = converse(engine, engine.open(hasty(chunk_ms=400)), samples)
     assert [event.utterance for event in events if isinstance(event, Final)] == [0, 2]
     _, of_second, of_third = middle.contexts
     assert of_third.text == of_second.text
@@ -400,7 +412,7 @@ def test_an_utterance_of_nothing_leaves_what_was_said_before_it(
 def test_a_timeline_may_go_on_from_a_lost_connection(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     plain = converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES)
-    options = SessionOptions(chunk_ms=400, final_pass="none", resume=Bookmark.at(60_000))
+    options = hasty(chunk_ms=400, final_pass="none", resume=Bookmark.at(60_000))
     later = converse(engine, engine.open(options), TWO_UTTERANCES)
     assert [event.audio_ms for event in later] == [event.audio_ms + 60_000 for event in plain]
     finals = [[e for e in events if isinstance(e, Final)] for events in (plain, later)]
@@ -414,7 +426,7 @@ def test_speech_without_a_pause_turns(make_engine: Callable[..., Engine]) -> Non
     engine = make_engine()
     speaker = engine._final_pass._decoder = Speaker("so", "it", "goes")
     samples = speech((0.0, 21.0), seconds=21.0)
-    events = converse(engine, engine.open(SessionOptions(chunk_ms=1000)), samples, packet=RATE)
+    events = converse(engine, engine.open(hasty(chunk_ms=1000)), samples, packet=RATE)
     finals = [event for event in events if isinstance(event, Final)]
     assert [final.utterance for final in finals] == list(range(len(finals)))
     assert len(finals) == len(speaker.heard) > 2
@@ -427,7 +439,7 @@ def test_speech_without_a_pause_turns(make_engine: Callable[..., Engine]) -> Non
 
 def test_settled_words_behind_a_turn_open_the_next_utterance(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
-    session = engine.open(SessionOptions(chunk_ms=1000, final_pass="none"))
+    session = engine.open(hasty(chunk_ms=1000, final_pass="none"))
     events = converse(engine, session, speech((0.0, 21.0), seconds=21.0), packet=RATE)
     n_carried = 0
     for said, whole, final, following in zip(*(events[i:] for i in range(4)), strict=False):
@@ -477,7 +489,7 @@ def test_a_session_that_resumes_goes_on_as_the_undisturbed_one(
     make_engine: Callable[..., Engine], chunk_ms: int
 ) -> None:
     """Behind pauses, and behind cuts in mid-speech: the same words, at the same times, shown at the same moments."""
-    options = SessionOptions(chunk_ms=chunk_ms, final_pass="none")
+    options = hasty(chunk_ms=chunk_ms, final_pass="none")
     samples = speech((0.3, 1.5), (2.3, 24.0), (25.0, 26.2), seconds=27.0)
     engine = make_engine(1)
     undisturbed = converse(engine, engine.open(options), samples)
@@ -495,7 +507,7 @@ def test_the_second_pass_of_a_session_that_resumes_hears_what_was_said_before(
     make_engine: Callable[..., Engine],
 ) -> None:
     """Behind pauses and behind cuts in mid-speech, and where the client asked for the end."""
-    options = SessionOptions(chunk_ms=400)
+    options = hasty(chunk_ms=400)
     samples = speech((0.3, 1.5), (2.3, 24.0), (25.0, 26.2), seconds=27.0)
     engine = make_engine(1)
     listener = engine._final_pass._decoder = Listener()
@@ -517,7 +529,7 @@ def test_the_second_pass_of_a_session_that_resumes_hears_what_was_said_before(
 def test_silero_vad_hears_the_same_behind_a_bookmark(tiny: Whisper) -> None:
     """It remembers tens of seconds, and so it forgets at every final."""
     clips = [read_audio(SAMPLES / name) for name in ("austen-0870.flac", "jfk.wav")]
-    engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", 1, final_pass_thread=False, endpoint=IMPATIENT)
+    engine = Engine(WhisperRecognizer(tiny), tiny, "tiny", 1, final_pass_thread=False, endpoint=SHORT)
     undisturbed = converse(engine, engine.open(NO_SECOND_PASS), np.concatenate(clips))
     story = resumed_at_every_final(engine, NO_SECOND_PASS, np.concatenate(clips))
     assert story == [told(event) for event in undisturbed[:-1]]
@@ -564,7 +576,7 @@ def test_the_second_pass_has_the_last_word(make_engine: Callable[..., Engine]) -
     engine, outcomes = make_engine(), list[str]()
     engine.second_pass_ended = outcomes.append
     speaker = engine._final_pass._decoder = Speaker("Much", "better.")
-    events = converse(engine, engine.open(SessionOptions(chunk_ms=100)), TWO_UTTERANCES)
+    events = converse(engine, engine.open(hasty(chunk_ms=100)), TWO_UTTERANCES)
     assert outcomes == ["heard"] * 2
     assert finals_of(events) == ["Much better."] * 2
     first = next(event for event in events if isinstance(event, Final))
@@ -589,7 +601,7 @@ def test_where_too_many_wait_the_streaming_text_stands(
     engine.second_pass_ended = outcomes.append
     expected = finals_of(converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES))
     monkeypatch.setattr(final_pass, "MOST_PENDING", 0)
-    events = converse(engine, engine.open(SessionOptions(chunk_ms=400)), TWO_UTTERANCES)
+    events = converse(engine, engine.open(hasty(chunk_ms=400)), TWO_UTTERANCES)
     assert finals_of(events) == expected != []
     assert outcomes == ["skipped"] * 2
 
@@ -605,7 +617,7 @@ def test_a_failing_second_pass_keeps_the_streaming_text(
     engine.second_pass_ended = outcomes.append
     expected = finals_of(converse(engine, engine.open(NO_SECOND_PASS), TWO_UTTERANCES))
     engine._final_pass._decoder.transcribe = fail
-    session = engine.open(SessionOptions(chunk_ms=400))
+    session = engine.open(hasty(chunk_ms=400))
     events = converse(engine, session, TWO_UTTERANCES)
     engine.close()
     events += session.events()
@@ -625,7 +637,7 @@ def test_a_slow_second_pass_holds_back_what_follows_it(make_engine: Callable[...
             return super().transcribe(samples, guidance, draft, context)
 
     engine._final_pass._decoder = SlowSpeaker("At", "last.")
-    session = engine.open(SessionOptions(chunk_ms=400))
+    session = engine.open(hasty(chunk_ms=400))
     events = converse(engine, session, TWO_UTTERANCES)
     assert isinstance(events[-1], Endpoint)
     assert {event.utterance for event in events} == {0}
@@ -659,7 +671,7 @@ def test_a_full_house_takes_nobody_more(make_engine: Callable[..., Engine]) -> N
 
 def test_who_aborts_in_mid_speech_hears_no_more(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(1)
-    session = engine.open(SessionOptions(chunk_ms=400))
+    session = engine.open(hasty(chunk_ms=400))
     session.receive_samples(TWO_UTTERANCES)
     for _ in range(3):
         assert engine.step()
@@ -717,13 +729,13 @@ def real_engine(tiny: Whisper, tiny_en: Whisper) -> Engine:
 
 
 def test_half_a_minute_of_silence_has_no_words(real_engine: Engine) -> None:
-    session = real_engine.open(SessionOptions(chunk_ms=1000))
+    session = real_engine.open(hasty(chunk_ms=1000))
     hiss = np.random.default_rng(0).standard_normal(30 * RATE).astype(np.float32) * 1e-3
     assert converse(real_engine, session, hiss, packet=RATE) == [Closed(30_000, 0, 0)]
 
 
 def test_a_president_is_understood(real_engine: Engine, jfk: Tensor) -> None:
-    session = real_engine.open(SessionOptions(chunk_ms=1000))
+    session = real_engine.open(hasty(chunk_ms=1000))
     events = converse(real_engine, session, jfk.numpy(), packet=RATE)
     text = " ".join(finals_of(events)).lower()
     assert "fellow americans" in text
@@ -733,9 +745,9 @@ def test_a_president_is_understood(real_engine: Engine, jfk: Tensor) -> None:
 
 def test_each_session_has_its_own_delay(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
-    patient = engine.open(SessionOptions(chunk_ms=400, final_pass="none", delay_ms=600))
-    hasty = engine.open(SessionOptions(chunk_ms=400, final_pass="none", delay_ms=0))
-    for session in (patient, hasty):
+    patient = engine.open(hasty(chunk_ms=400, final_pass="none", delay_ms=600))
+    quick = engine.open(hasty(chunk_ms=400, final_pass="none", delay_ms=0))
+    for session in (patient, quick):
         session.receive_samples(speech((0.0, 1.0), seconds=1.2))
     work_off(engine)
     first, begin = [engine._state.search.rows[stream.row].prefix for stream in engine._streams], 50363
@@ -758,7 +770,7 @@ def test_the_last_words_have_time_to_be_said(
         return settle(state, row)
 
     monkeypatch.setattr(engine._recognizer, "settle", watched)
-    session = engine.open(SessionOptions(chunk_ms=chunk_ms, final_pass="none", delay_ms=delay_ms))
+    session = engine.open(hasty(chunk_ms=chunk_ms, final_pass="none", delay_ms=delay_ms))
     converse(engine, session, speech((0.0, 2.0), (3.0, 4.0), seconds=4.0))
     assert len(heard) == 2
     due_s = (FLUSH_MS + delay_ms) / 1000

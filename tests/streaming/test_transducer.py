@@ -29,15 +29,16 @@ from streaming.transducer import FRONT_END, TransducerRecognizer, TransducerStat
 from tests.asr.test_layers import Rows
 from tests.contract import CHECKS, Check, Outputs, Subject, fill_with_nan, random_noises
 from tests.streaming.test_engine import (
-    IMPATIENT,
     NO_SECOND_PASS,
     RATE,
+    SHORT,
     TWO_UTTERANCES,
     EngineSubject,
     LoudVoice,
     Speaker,
     converse,
     finals_of,
+    hasty,
     speech,
     work_off,
 )
@@ -169,9 +170,7 @@ def make_engine(tiny: Whisper, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     monkeypatch.setattr(streaming.engine, "VoiceActivity", LoudVoice)
     made: list[Engine] = []
 
-    def make(
-        slots: int = 2, endpoint: EndpointOptions = IMPATIENT, rescorer: Rescorer | None = None
-    ) -> Engine:
+    def make(slots: int = 2, endpoint: EndpointOptions = SHORT, rescorer: Rescorer | None = None) -> Engine:
         recognizer = TransducerRecognizer(tiny_transducer(), rescorer)
         made.append(Engine(recognizer, tiny, "ancat", slots, final_pass_thread=False, endpoint=endpoint))
         return made[-1]
@@ -285,7 +284,7 @@ def test_a_full_window_turns_before_the_positions_end(
     engine = make_engine(1, EndpointOptions())
     speaker = engine._final_pass._decoder = Speaker("so", "it", "goes")
     samples = speech((0.0, 31.0), seconds=31.0)
-    events = converse(engine, engine.open(SessionOptions(chunk_ms=1000)), samples, packet=RATE)
+    events = converse(engine, engine.open(hasty(chunk_ms=1000)), samples, packet=RATE)
     assert len(finals_of(events)) == len(speaker.heard) == len(flushed) == 2
     heard = np.concatenate(speaker.heard)
     assert np.array_equal(heard[: len(samples)], samples)
@@ -300,14 +299,14 @@ def test_a_full_window_turns_before_the_positions_end(
 def test_the_second_pass_has_the_last_word(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     engine._final_pass._decoder = Speaker("Much", "better.")
-    events = converse(engine, engine.open(SessionOptions(chunk_ms=100, prompt="Hats.")), TWO_UTTERANCES)
+    events = converse(engine, engine.open(hasty(chunk_ms=100, prompt="Hats.")), TWO_UTTERANCES)
     assert finals_of(events) == ["Much better."] * 2
     assert any(isinstance(event, Partial) for event in events)
 
 
 # --- rescoring --------------------------------------------------------------------------------------
 
-RESCORED = SessionOptions(chunk_ms=400, final_pass="rescore", beam=4)
+RESCORED = hasty(chunk_ms=400, final_pass="rescore", beam=4)
 
 
 class Contrary(Rescorer):

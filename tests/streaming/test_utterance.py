@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from asr.audio import SAMPLE_RATE, samples_in
 from streaming.endpoint import WINDOW, EndpointOptions
-from streaming.utterance import HURRY_AT, HURRY_SILENCE, Utterances, Verdict, quietest
+from streaming.utterance import HURRY_AT, HURRY_PAUSE, Utterances, Verdict, quietest
 
 OPTIONS = EndpointOptions(longest_ms=10_000)
+PAUSE_MS = 700
 Span = tuple[float, float]  # seconds
 
 
@@ -33,12 +34,12 @@ class Stream:
     """A stream of numbered samples, cut by `Utterances` as the engine uses it."""
 
     chunk_ms: int = 300
-    options: EndpointOptions = OPTIONS
+    pause_ms: int = PAUSE_MS
     windows: list[Window] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.chunk = samples_in(self.chunk_ms)
-        self.utterances = Utterances(self.chunk, self.options)
+        self.utterances = Utterances(self.chunk, samples_in(self.pause_ms), OPTIONS)
 
     def hear(self, speech: np.ndarray) -> "Stream":
         """`speech`: a probability for every window of 32 ms."""
@@ -110,13 +111,12 @@ def test_a_window_ends_when_silence_has_lasted() -> None:
     (window,) = Stream(chunk_ms=100).hear(spoken(4.0, (1.0, 2.0))).windows
     assert window.how is Verdict.END
     silence = window.seen - 2 * SAMPLE_RATE
-    assert samples_in(OPTIONS.silence_ms) - WINDOW < silence < samples_in(OPTIONS.silence_ms + 100) + WINDOW
+    assert samples_in(PAUSE_MS) - WINDOW < silence < samples_in(PAUSE_MS + 100) + WINDOW
 
 
 def test_only_silence_leads_the_next_window() -> None:
     """What has been said once is not said again, however soon speech goes on."""
-    options = EndpointOptions(silence_ms=100, longest_ms=10_000)
-    first, second = Stream(100, options).hear(spoken(4.0, (1.0, 2.0), (2.3, 4.0))).windows
+    first, second = Stream(100, pause_ms=100).hear(spoken(4.0, (1.0, 2.0), (2.3, 4.0))).windows
     assert first.how is Verdict.END
     assert 2 * SAMPLE_RATE - WINDOW <= second.start < int(2.3 * SAMPLE_RATE)
 
@@ -128,7 +128,7 @@ def test_a_pause_shorter_than_that_ends_nothing() -> None:
 
 def test_near_its_longest_a_window_is_in_a_hurry_to_end() -> None:
     hurry_s = HURRY_AT * OPTIONS.longest_ms / 1000
-    pause_s = HURRY_SILENCE * OPTIONS.silence_ms / 1000 + 0.15
+    pause_s = HURRY_PAUSE * PAUSE_MS / 1000 + 0.15
     early = spoken(9.0, (0.0, hurry_s - 1.0), (hurry_s - 1.0 + pause_s, 9.0))
     late = spoken(9.0, (0.0, hurry_s + 0.2), (hurry_s + 0.2 + pause_s, 9.0))
     assert [window.how for window in Stream(chunk_ms=100).hear(early).windows] == [None]
@@ -162,7 +162,7 @@ def test_what_led_before_leads_behind_a_bookmark() -> None:
     assert n_lead == samples_in(OPTIONS.lead_ms)
     said = np.zeros(1_000, np.float32)
     lead = np.arange(before.now - n_lead, before.now, dtype=np.float32)
-    after = Utterances(before.chunk, OPTIONS)
+    after = Utterances(before.chunk, before.pause, OPTIONS)
     assert after.recall(np.concatenate([said, lead]), 1_000 + n_lead, n_lead) is None
     for utterances in (before, after):
         feed, _ = utterances.hear(np.zeros(before.chunk, np.float32), np.ones(3))
@@ -173,7 +173,7 @@ def test_what_led_before_leads_behind_a_bookmark() -> None:
 
 def test_no_more_leads_than_would_have() -> None:
     """A client that keeps of a bookmark only what it knows sends words of the final in place of silence."""
-    utterances = Utterances(samples_in(300), OPTIONS)
+    utterances = Utterances(samples_in(300), samples_in(PAUSE_MS), OPTIONS)
     audio = np.arange(samples_in(12_000), dtype=np.float32)
     assert utterances.recall(audio, len(audio), len(audio)) is None
     assert utterances.n_lead == samples_in(300)  # whole chunks, lead_ms at most
@@ -182,7 +182,7 @@ def test_no_more_leads_than_would_have() -> None:
 
 
 def test_behind_a_cut_a_window_is_open() -> None:
-    utterances = Utterances(1_600, OPTIONS)
+    utterances = Utterances(1_600, samples_in(PAUSE_MS), OPTIONS)
     feed = utterances.recall(np.ones(16_000, np.float32), 1_000, 0)
     assert (feed.fresh, len(feed.samples)) == (True, 15_000)
     assert (utterances.start, utterances.now) == (1_000, 16_000)
@@ -200,21 +200,19 @@ def test_rewinding_takes_back_silence() -> None:
 
 
 @st.composite
-def conversations(draw: st.DrawFn) -> tuple[np.ndarray, int, EndpointOptions]:
+def conversations(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
     """Stretches of speech and silence, some of them long."""
     lengths = draw(st.lists(st.integers(1, 60) | st.integers(100, 500), min_size=1, max_size=12))
     levels = [0.0, 0.2, 0.4, 0.9]
     speech = np.concatenate([np.full(n, draw(st.sampled_from(levels))) for n in lengths])
-    silence_ms = draw(st.sampled_from([100, 700, 2000]))
-    options = EndpointOptions(silence_ms=silence_ms, longest_ms=10_000)
-    return speech, draw(st.sampled_from([100, 300, 560, 1000])), options
+    return speech, draw(st.sampled_from([100, 300, 560, 1000])), draw(st.sampled_from([100, 700, 2000]))
 
 
 @settings(max_examples=60)
 @given(conversations())
-def test_no_sample_is_lost_or_doubled(conversation: tuple[np.ndarray, int, EndpointOptions]) -> None:
-    speech, chunk_ms, options = conversation
-    stream = Stream(chunk_ms, options).hear(speech)
+def test_no_sample_is_lost_or_doubled(conversation: tuple[np.ndarray, int, int]) -> None:
+    speech, chunk_ms, pause_ms = conversation
+    stream = Stream(chunk_ms, pause_ms).hear(speech)
     n_heard = len(speech) * WINDOW // stream.chunk * stream.chunk
     if stream.utterances.open:
         stream.windows[-1].audio = stream.utterances.audio()
@@ -224,11 +222,11 @@ def test_no_sample_is_lost_or_doubled(conversation: tuple[np.ndarray, int, Endpo
         expected = np.arange(window.start, window.start + len(window.audio))
         assert np.array_equal(window.audio, expected)
         assert np.array_equal(np.concatenate(window.fed)[: len(window.audio)], expected)
-        assert len(np.concatenate(window.fed)) <= samples_in(options.longest_ms)
+        assert len(np.concatenate(window.fed)) <= samples_in(OPTIONS.longest_ms)
         times_covered[expected] += 1
     # a run of speech is covered from its beginning to its end, and only silence may be heard by two windows
-    in_speech = np.repeat(speech >= options.onset, WINDOW)[:n_heard]
-    loud = np.flatnonzero((speech[1:] >= options.onset) & (speech[:-1] >= options.onset)) + 1
+    in_speech = np.repeat(speech >= OPTIONS.onset, WINDOW)[:n_heard]
+    loud = np.flatnonzero((speech[1:] >= OPTIONS.onset) & (speech[:-1] >= OPTIONS.onset)) + 1
     for second in loud[(loud + 1) * WINDOW <= n_heard]:
         assert (times_covered[(second - 1) * WINDOW : (second + 1) * WINDOW] >= 1).all()
     assert times_covered[in_speech].max(initial=0) <= 1

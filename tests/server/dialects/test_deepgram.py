@@ -40,9 +40,13 @@ def text(kind: str, **fields: object) -> str:
             SessionOptions(300, "mulaw", 8_000, hotwords=("Ada", "Mont Blanc", "Bob")),
         ),
         (
-            "encoding=mulaw&diarize=true&numerals=true&tag=x&endpointing=300",
+            "encoding=mulaw&diarize=true&numerals=true&tag=x&endpointing=true",
             SessionOptions(300, "mulaw", 8_000),
         ),
+        ("encoding=mulaw&endpointing=300", SessionOptions(300, "mulaw", 8_000, pause_ms=300)),
+        ("encoding=mulaw&endpointing=10", SessionOptions(300, "mulaw", 8_000, pause_ms=100)),
+        ("encoding=mulaw&endpointing=99999", SessionOptions(300, "mulaw", 8_000, pause_ms=5000)),
+        ("encoding=mulaw&endpointing=false", SessionOptions(300, "mulaw", 8_000)),
     ],
 )
 def test_the_query_sets_the_session(query, options):

@@ -30,8 +30,11 @@ def text(**fields: object) -> str:
 
 
 def test_the_query_sets_the_session():
-    dialect = native(chunk_ms="500", sample_rate="8000", encoding="mulaw", channels="2", language="en-US")
-    assert dialect.receive(b"\x00")[0] == Open(SessionOptions(500, "mulaw", 8000, 2, "full"))
+    dialect = native(
+        chunk_ms="500", sample_rate="8000", encoding="mulaw", channels="2", language="en-US", pause_ms="450"
+    )
+    assert dialect.receive(b"\x00")[0] == Open(SessionOptions(500, "mulaw", 8000, 2, "full", pause_ms=450))
+    assert message(dialect.greet("abc")[0])["pause_ms"] == 450
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,7 @@ def test_the_query_sets_the_session():
         ({"words": "maybe"}, "true or false"),
         ({"beam": "9"}, "beam"),
         ({"delay_ms": "50"}, "delay_ms"),
+        ({"pause_ms": "99"}, "pause_ms must be 100 to 5000, not 99"),
         ({"final_pass": "rescore"}, "beam of 2 to 8"),
         ({"final_pass": "rescore", "beam": "2"}, r"tiny\.en cannot rescore utterances: .* one of full, none"),
         ({"hotword_boost": "much"}, "number"),

@@ -64,7 +64,7 @@ def test_the_session_is_told_first():
     assert (session["id"], session["type"]) == ("sess_abc", "transcription")
     given = session["audio"]["input"]
     assert given["format"] == {"type": "audio/pcm", "rate": 24_000}
-    assert given["turn_detection"] == {"type": "server_vad"}
+    assert given["turn_detection"] == {"type": "server_vad", "silence_duration_ms": 700}
 
 
 def test_another_intent_is_refused():
@@ -103,6 +103,11 @@ def test_a_refusal_is_in_openais_words():
         ),
         (update(transcription={"delay": "high"}), SessionOptions(sample_rate=24_000, delay_ms=480)),
         (update(noise_reduction=None, turn_detection={"type": "semantic_vad"}), PCM_24K),
+        (
+            update(turn_detection={"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 250}),
+            SessionOptions(sample_rate=24_000, pause_ms=250),
+        ),
+        (update(turn_detection={"type": "server_vad", "silence_duration_ms": None}), PCM_24K),
         (text("session.update", session={"type": "transcription"}), PCM_24K),
     ],
 )
@@ -171,6 +176,12 @@ def test_an_update_is_told_as_it_took_effect():
             "session.audio.input.transcription.prompt",
         ),
         (update(turn_detection={"type": "x"}), "invalid_value", "session.audio.input.turn_detection"),
+        (
+            update(turn_detection={"silence_duration_ms": "long"}),
+            "invalid_type",
+            "session.audio.input.turn_detection.silence_duration_ms",
+        ),
+        (update(turn_detection={"silence_duration_ms": 99}), "invalid_value", "session.audio.input"),
     ],
 )
 def test_a_mistake_is_told_and_the_conversation_goes_on(frame, code, param):
@@ -198,6 +209,8 @@ def test_the_format_is_set_before_audio_and_turn_detection_at_any_time():
     assert dialect.setting.detects
     assert kinds(dialect.receive(update(turn_detection=None))) == ["session.updated"]
     assert not dialect.setting.detects
+    (fault,) = dialect.receive(update(turn_detection={"type": "server_vad", "silence_duration_ms": 250}))
+    assert "pause" in fault.message
 
 
 def test_alaw_is_heard_as_pcm():
