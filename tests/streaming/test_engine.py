@@ -729,13 +729,13 @@ def real_engine(tiny: Whisper, tiny_en: Whisper) -> Engine:
 
 
 def test_half_a_minute_of_silence_has_no_words(real_engine: Engine) -> None:
-    session = real_engine.open(hasty(chunk_ms=1000))
+    session = real_engine.open(SessionOptions(chunk_ms=1000))
     hiss = np.random.default_rng(0).standard_normal(30 * RATE).astype(np.float32) * 1e-3
     assert converse(real_engine, session, hiss, packet=RATE) == [Closed(30_000, 0, 0)]
 
 
 def test_a_president_is_understood(real_engine: Engine, jfk: Tensor) -> None:
-    session = real_engine.open(hasty(chunk_ms=1000))
+    session = real_engine.open(SessionOptions(chunk_ms=1000))
     events = converse(real_engine, session, jfk.numpy(), packet=RATE)
     text = " ".join(finals_of(events)).lower()
     assert "fellow americans" in text

@@ -267,7 +267,7 @@ def test_who_ends_an_utterance_gets_what_was_waited_for(
     session.receive_samples(TWO_UTTERANCES[: int(1.1 * RATE)])
     session.finalize()
     work_off(engine)
-    *_, shown, endpoint, final = session.events()
+    *_, shown, endpoint, final, _ = session.events()
     assert isinstance(final, Final)
     assert isinstance(shown, Partial)
     assert endpoint == Endpoint(0, 1_100)
