@@ -43,9 +43,9 @@ def for_serving(model: M, beside: Decoder | None = None) -> M:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether it does so natively; elsewhere bfloat16 is emulated, slower than float32."""
+    """Whether it does so natively; a CPU that does not emulates it, many times slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

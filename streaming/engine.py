@@ -9,29 +9,31 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from asr.audio import SAMPLE_RATE, Samples, milliseconds, samples_in
+from asr.audio import SAMPLE_RATE, Samples, samples_in
 from asr.biasing import Guidance
 from asr.cache import KVCache
 from asr.checkpoint import Whisper
 from asr.device import FIRST, own_stream
-from asr.offline import NO_CONTEXT, OfflineDecoder
+from asr.offline import OfflineDecoder
 from asr.search import Hypothesis
 from asr.timing import TimedWord
 from streaming import policy
 from streaming.context import Heard
 from streaming.endpoint import WINDOW, EndpointOptions, VoiceActivity
-from streaming.events import Bookmark, Endpoint, Event, Fault, Finalized
-from streaming.final_pass import FinalJob, FinalPass, Rescoring
+from streaming.events import Bookmark, Endpoint, Fault, Finalized
+from streaming.final_pass import FinalPass, Rescoring
+from streaming.finals import Ended, Finals
 from streaming.memory import give_back
 from streaming.recognizer import Recognizer
 from streaming.replay import Replay, settled_tokens
 from streaming.session import FINAL_PASSES, Full, Session, SessionOptions, no_such_pass
+from streaming.stream import Stream
 from streaming.utterance import Feed, Utterances, Verdict
 
 WARM_SESSIONS = 8  # more add no shape that is not soon met
@@ -40,51 +42,11 @@ STEPS_TO_TRIM = 256  # a minute or so
 LEAST_SPEECH = SAMPLE_RATE // 2  # that the second pass is asked about though the stream heard no word in it
 
 
-@dataclass
-class _Stream:
-    """The engine's side of a session."""
-
-    session: Session
-    row: int
-    utterances: Utterances
-    guidance: Guidance  # of the recogniser
-    second_guidance: Guidance  # of the second pass
-    replay: Replay
-    before: Heard = field(default_factory=Heard)  # the utterance that has ended last
-    utterance: int = 0
-    shown: policy.Shown = field(default_factory=policy.Shown)
-    received: int = 0  # samples taken from the session; the window may have heard silence beyond them
-
-    @property
-    def heard(self) -> int:
-        """How much of the session's audio the model has heard, in samples."""
-        return min(self.utterances.now, self.received)
-
-    @property
-    def delay_s(self) -> float:
-        """How long after its end a word is due."""
-        return self.guidance.delay_s or 0.0
-
-    @property
-    def full_pass(self) -> bool:
-        """Whether the second pass hears its utterances again, whole."""
-        return self.session.options.final_pass == "full"
-
-    @property
-    def wanted(self) -> int:
-        """How many samples are taken next."""
-        return min(self.replay.missing, self.utterances.chunk) or self.utterances.chunk
-
-    def ms(self, position: int) -> int:
-        """A sample position on the session's timeline."""
-        return self.session.options.start_ms + milliseconds(position)
-
-
 @dataclass(frozen=True)
 class _Work:
     """One stream's part of a step."""
 
-    stream: _Stream
+    stream: Stream
     feed: Feed
     verdict: Verdict
     carried: tuple[int, ...] = ()  # settled tokens that the fresh window begins with
@@ -127,10 +89,11 @@ class Engine:
         self._final_pass = FinalPass(OfflineDecoder(base), threaded=final_pass_thread)
         self.stepped: Callable[[float, int], None] = lambda seconds, rows: None
         self.second_pass_ended: Callable[[str], None] = lambda outcome: None
+        self._finals = Finals(self._final_pass, lambda outcome: self.second_pass_ended(outcome))
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._free = list(range(slots))
-        self._streams: list[_Stream] = []
+        self._streams: list[Stream] = []
         self._n_steps = 0
 
     # -- any thread
@@ -168,7 +131,7 @@ class Engine:
             row = self._free.pop()
             session = Session(options, self._wake.set, notify)
             utterances = Utterances(samples_in(options.chunk_ms), samples_in(options.pause_ms), self.endpoint)
-            self._streams.append(_Stream(session, row, utterances, guidance, second, Replay(options.resume)))
+            self._streams.append(Stream(session, row, utterances, guidance, second, Replay(options.resume)))
         return session
 
     @property
@@ -256,11 +219,11 @@ class Engine:
             stream.session.tell()
         self._release(self._current())
 
-    def _current(self) -> list[_Stream]:
+    def _current(self) -> list[Stream]:
         with self._lock:
             return list(self._streams)
 
-    def _recall(self, stream: _Stream, again: np.ndarray) -> list[_Work]:
+    def _recall(self, stream: Stream, again: np.ndarray) -> list[_Work]:
         """Goes on where a lost session was, of which `again` (n,) was heard: what the recogniser must hear."""
         replay = stream.replay
         stream.before = Heard.again(again[: replay.n_finished], replay.said)
@@ -271,7 +234,7 @@ class Engine:
         """The tokens that a window begins with behind a cut, be it in this session or in one that goes on with it."""
         return self._recognizer.carried(settled_tokens(settled, self._vocabulary), 0)
 
-    def _schedule(self, taken: list[tuple[_Stream, np.ndarray]]) -> list[_Work]:
+    def _schedule(self, taken: list[tuple[Stream, np.ndarray]]) -> list[_Work]:
         """Who speaks? Chunks -> what the recogniser must hear."""
         work = []
         for group in _by_length(taken):
@@ -310,7 +273,7 @@ class Engine:
         if turned:
             self._run(turned)
 
-    def _show(self, stream: _Stream, hypothesis: Hypothesis) -> None:
+    def _show(self, stream: Stream, hypothesis: Hypothesis) -> None:
         assert stream.utterances.start is not None
         begin_ms, audio_ms = stream.ms(stream.utterances.start), stream.ms(stream.heard)
         partial, stream.shown = policy.partial(
@@ -319,7 +282,7 @@ class Engine:
         if partial is not None:
             stream.session.put(partial)
 
-    def _finish_utterance(self, stream: _Stream, rest: np.ndarray) -> None:
+    def _finish_utterance(self, stream: Stream, rest: np.ndarray) -> None:
         """The client ends the utterance: the rest of its audio, and silence that completes its last chunk."""
         utterances, chunk, session = stream.utterances, stream.utterances.chunk, stream.session
         n_chunks = -(-(len(rest) + WINDOW) // chunk)  # the last window of voice activity is complete, too
@@ -337,7 +300,7 @@ class Engine:
         else:
             session.put(Finalized(stream.ms(stream.received)))
 
-    def _end(self, stream: _Stream) -> None:
+    def _end(self, stream: Stream) -> None:
         """Lets the last words out, settles the open window, and asks for its second pass."""
         utterances = stream.utterances
         for hypothesis in self._recognizer.flush(
@@ -347,7 +310,7 @@ class Engine:
         self._count_waits(stream)
         samples, start, end = utterances.audio(), utterances.start, stream.heard
         assert start is not None
-        spoken = utterances.spoken
+        spoken, again = utterances.spoken, self._finals.wants_second_pass(stream)
         rescoring = self._rescoring(stream, samples)
         hypothesis = self._recognizer.settle(self._state, stream.row)
         self._show(stream, hypothesis)
@@ -356,18 +319,18 @@ class Engine:
         words: list[TimedWord] = []
         if stream.shown.text:
             stream.session.put(Endpoint(stream.utterance, stream.ms(end)))
-            if self._second_pass(stream):  # it will know the times better, without making other streams wait
+            if again:  # it will know the times better, without making other streams wait
                 words = policy.rough_words(hypothesis, self._vocabulary, stream.delay_s)
             else:
                 words = self._recognizer.words(self._state, stream.row, samples)
-        elif not (spoken >= LEAST_SPEECH and stream.full_pass and self._second_pass(stream)):
+        elif not (again and stream.full_pass and spoken >= LEAST_SPEECH):
             return  # else the second pass may hear what the stream did not
         # Where the client asked for the end, the silence that completed the last chunk leads nothing.
         n_lead = utterances.n_lead if utterances.now == end else 0
         bookmark = Bookmark(stream.ms(end), stream.ms(end - n_lead), stream.ms(end))
-        self._finalise(stream, words, samples, start, bookmark, rescoring)
+        self._finals.end(stream, Ended(words, samples, start, bookmark, rescoring))
 
-    def _turn(self, stream: _Stream) -> _Work:
+    def _turn(self, stream: Stream) -> _Work:
         """Ends a full window in mid-speech; what was said behind the cut is heard again in the next one."""
         utterances = stream.utterances
         assert utterances.start is not None
@@ -389,85 +352,30 @@ class Engine:
             stream.session.put(policy.whole(text, stream.utterance, stream.ms(stream.heard)))
             cut_ms = stream.ms(min(utterances.start, stream.heard))
             bookmark = Bookmark(cut_ms, cut_ms, stream.ms(stream.heard), settled)
-            self._finalise(stream, kept, before, start, bookmark, rescoring)
+            self._finals.end(stream, Ended(kept, before, start, bookmark, rescoring))
         return _Work(stream, feed, Verdict.GO_ON, self._carried(settled))
 
-    def _count_waits(self, stream: _Stream) -> None:
+    def _count_waits(self, stream: Stream) -> None:
         """Of the window that ends; what is heard again behind a cut counts in both."""
         waits = self._recognizer.waits(self._state, stream.row)
         if waits is not None:
             stream.session.waited(waits)
 
-    def _forget_voices(self, stream: _Stream) -> None:
+    def _forget_voices(self, stream: Stream) -> None:
         """Voice activity begins anew: what is heard behind a final does not depend on what was before it.
 
         So a session that resumes there goes on as this one does (silero-vad remembers tens of seconds).
         """
         self._voice.reset(self._voice_state, torch.tensor([stream.row]))
 
-    def _second_pass(self, stream: _Stream) -> bool:
-        """Whether the utterance that ends now gets one: not if the client does not want it, or all is late."""
-        return stream.session.options.final_pass != "none" and not self._final_pass.behind
-
-    def _rescoring(self, stream: _Stream, samples: np.ndarray, until_s: float = math.inf) -> Rescoring | None:
+    def _rescoring(self, stream: Stream, samples: np.ndarray, until_s: float = math.inf) -> Rescoring | None:
         """How hypotheses of the window that ends now are chosen from, if so they are; words `until_s` alone."""
-        if stream.session.options.final_pass != "rescore" or not self._second_pass(stream):
+        if stream.session.options.final_pass != "rescore" or not self._finals.wants_second_pass(stream):
             return None
         choose = self._recognizer.rescoring(self._state, stream.row, samples)
         return choose and (lambda: _said_before(until_s, choose()))
 
-    def _finalise(
-        self,
-        stream: _Stream,
-        words: list[TimedWord],
-        samples: np.ndarray,
-        start: int,
-        bookmark: Bookmark,
-        rescoring: Rescoring | None,
-    ) -> None:
-        """Puts out an utterance's final: the streaming words, or what the second pass makes of its audio."""
-        session, utterance, begin_ms = stream.session, stream.utterance, stream.ms(start)
-        finished = samples[: samples_in(bookmark.audio_ms - begin_ms)]
-        heard = Heard(finished if stream.full_pass else NO_CONTEXT.samples, start)
-        before, stream.before = stream.before, heard
-
-        def final(better: list[TimedWord] | None) -> list[Event]:
-            said, mark = better or words, bookmark
-            if stream.full_pass and said:
-                mark = heard.say(said, bookmark)
-            elif stream.full_pass:
-                heard.say_nothing(before)
-            told = policy.final(said, utterance, begin_ms, mark)
-            if told is None:
-                return []
-            return [told] if words else [Endpoint(utterance, told.audio_ms), told]  # nobody knew of it
-
-        if self._second_pass(stream):
-            place = session.promise()
-
-            def done(better: list[TimedWord] | None) -> None:
-                if better or words:
-                    self.second_pass_ended("heard" if better else "failed")
-                session.fulfil(place, *final(better))
-
-            job = FinalJob(
-                samples,
-                done,
-                wanted=lambda: not session.aborted,
-                guidance=stream.second_guidance,
-                draft=" ".join(word.text for word in words),
-                context=lambda: before.context_of(start),
-                rescoring=rescoring,
-            )
-            self._final_pass.submit(job)
-        else:
-            session.put(*final(None))
-            if session.options.final_pass != "none":
-                self.second_pass_ended("skipped")
-        stream.utterance += 1
-        stream.shown = policy.Shown()
-
-    def _release(self, streams: list[_Stream]) -> None:
+    def _release(self, streams: list[Stream]) -> None:
         with self._lock:
             for stream in streams:
                 self._streams.remove(stream)
@@ -489,8 +397,8 @@ def _caches(state: Any) -> Iterator[KVCache]:
             yield from _caches(getattr(state, each.name))
 
 
-def _by_length(taken: list[tuple[_Stream, np.ndarray]]) -> list[list[tuple[_Stream, np.ndarray]]]:
-    groups: dict[int, list[tuple[_Stream, np.ndarray]]] = defaultdict(list)
+def _by_length(taken: list[tuple[Stream, np.ndarray]]) -> list[list[tuple[Stream, np.ndarray]]]:
+    groups: dict[int, list[tuple[Stream, np.ndarray]]] = defaultdict(list)
     for item in taken:
         groups[len(item[1])].append(item)
     return list(groups.values())
