@@ -90,10 +90,10 @@ def _offer(terms: Terms, started: int) -> dict[str, object]:
         "language": "en",
         "chunk_ms": _range(CHUNK_MS, terms.chunk_ms),
         "delay_ms": None if terms.delay_ms is None else _range(DELAY_MS, terms.delay_ms),
-        "pause_ms": _range(PAUSE_MS, terms.pause_ms, step=1),
+        "pause_ms": _range(PAUSE_MS, terms.pause_ms),
         "final_pass": {"choices": terms.final_passes, "default": terms.final_pass},
     }
 
 
-def _range(limits: tuple[int, int], default: int, step: int = STEP_MS) -> dict[str, int]:
-    return {"least": limits[0], "most": limits[1], "step": step, "default": default}
+def _range(limits: tuple[int, int], default: int) -> dict[str, int]:
+    return {"least": limits[0], "most": limits[1], "step": STEP_MS, "default": default}

@@ -62,6 +62,7 @@ async function start(open) {
       model: $("model").value,
       chunk_ms: $("chunk").value,
       ...(!$("delay").hidden && { delay_ms: $("delay").value }),
+      pause_ms: $("pause").value,
       final_pass: $("second-pass").checked ? $("second-pass").value : "none",
     };
     const options = { query, key, rate: capture.rate, startMs: endMs };
@@ -254,8 +255,8 @@ function askForKey() {
 function offer(models) {
   if ($("model").length) return;
   for (const { id } of models) $("model").append(new Option(id));
-  const [{ chunk_ms, delay_ms, final_pass }] = models;
-  for (const [id, range] of Object.entries({ chunk: chunk_ms, delay: delay_ms })) {
+  const [{ chunk_ms, delay_ms, pause_ms, final_pass }] = models;
+  for (const [id, range] of Object.entries({ chunk: chunk_ms, delay: delay_ms, pause: pause_ms })) {
     if (range) Object.assign($(id), { min: range.least, max: range.most, step: range.step, value: range.default });
     else for (const part of document.querySelectorAll(`#${id}, [for=${id}], #${id}-help`)) part.hidden = true;
   }
@@ -265,7 +266,7 @@ function offer(models) {
 }
 
 function showSettings() {
-  for (const id of ["chunk", "delay"]) $(`${id}-value`).textContent = `${$(id).value} ms`;
+  for (const id of ["chunk", "delay", "pause"]) $(`${id}-value`).textContent = `${$(id).value} ms`;
   $("chosen").textContent = `${$("model").value}, ${$("chunk").value} ms`;
 }
 

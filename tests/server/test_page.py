@@ -232,7 +232,7 @@ def test_the_page_cuts_subtitles_as_the_command_does():
 
 
 def test_models_tells_what_may_be_asked_for():
-    app = create_app(FakeEngine(), Settings(chunk_ms=400, delay_ms=200, pause_ms=510, final_pass="none"))
+    app = create_app(FakeEngine(), Settings(chunk_ms=400, delay_ms=200, pause_ms=500, final_pass="none"))
     answer = TestClient(app, "http://localhost").get("/v1/models").json()
     (model,) = answer["data"]
     assert (answer["object"], model["object"], model["id"]) == ("list", "model", "fake.en")
@@ -246,8 +246,8 @@ def test_models_tells_what_may_be_asked_for():
         for asked in (offer["least"] - offer["step"], offer["most"] + offer["step"], offer["least"] + 1):
             with pytest.raises(ValueError, match=name):
                 Native.parse({name: str(asked)}, terms)
-    assert model["pause_ms"] == {"least": 100, "most": 5000, "step": 1, "default": 510}
-    assert Native.parse({}, terms).options.pause_ms == 510
+    assert model["pause_ms"] == {"least": 100, "most": 5000, "step": 20, "default": 500}
+    assert Native.parse({}, terms).options.pause_ms == 500
     for choice in model["final_pass"]["choices"]:
         Native.parse({"final_pass": choice}, terms)
 
