@@ -19,7 +19,7 @@ stream share what has settled, and a new hypothesis copies what is younger than 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,18 @@ from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder
 from asr.device import upload
 from asr.limits import MAX_BEAM
-from asr.search import Asked, GreedySearch, Hypothesis, Judged, Row, Score, Search, SearchState, is_loop
+from asr.search import (
+    Asked,
+    GreedySearch,
+    Hypothesis,
+    Judged,
+    Row,
+    Score,
+    Search,
+    SearchState,
+    hasty_tokens,
+    is_loop,
+)
 
 ALLOWANCE = 0.1  # nats that a decision may cost
 MARGIN = 4.0  # nats behind the best at which a hypothesis is given up
@@ -131,8 +142,9 @@ class BeamSearch(Search):
         unsettled: int = 2,
         contested: int = CONTESTED,
         suppress: tuple[int, ...] = (),
+        paced: bool = False,
     ) -> None:
-        super().__init__(decoder, vocabulary, unsettled=unsettled, suppress=suppress)
+        super().__init__(decoder, vocabulary, unsettled=unsettled, suppress=suppress, paced=paced)
         self.width = self._usual_width = width
         self.contested = max(contested, unsettled)
 
@@ -169,8 +181,9 @@ class BeamSearch(Search):
         self.decoder.listen(features, state.decoder, rows, replaced)
         beams = _beams(state, rows)
         self._rescore(beams, state, rows)
+        plausible = self._plausible(features.shape[1] - replaced)
         for _ in range(max_tokens):
-            if not self._extend(beams, state, rows):
+            if not self._extend(beams, state, rows, plausible):
                 break
         for beam in beams:
             beam.publish(self.unsettled, self.contested)
@@ -213,13 +226,13 @@ class BeamSearch(Search):
                 held.setdefault(branch.tokens, branch)
             beam.open = sorted(held.values(), key=lambda branch: -branch.score)
 
-    def _extend(self, beams: list[BeamRow], state: SearchState, rows: Tensor) -> bool:
+    def _extend(self, beams: list[BeamRow], state: SearchState, rows: Tensor, plausible: int) -> bool:
         """Lets every open hypothesis wait or say one token more; False once all wait."""
         slots = {slot: beam for slot, beam in zip(rows.tolist(), beams, strict=True) if beam.open}
         for slot, beam in slots.items():
             frame = int(state.decoder.audio.lengths[slot])
             known = {branch.tokens for branch in (*beam.open, *beam.waiting)}
-            ways = [way for branch in beam.open for way in self._ways(beam, branch, known, frame)]
+            ways = [way for branch in beam.open for way in self._ways(beam, branch, known, frame, plausible)]
             self._choose(beam, ways, state.decoder.text)
         going = [(slot, branch) for slot, beam in slots.items() for branch in beam.open]
         if not going:
@@ -237,7 +250,7 @@ class BeamSearch(Search):
         return True
 
     def _ways(
-        self, beam: BeamRow, branch: _Branch, known: set[tuple[int, ...]], frame: int
+        self, beam: BeamRow, branch: _Branch, known: set[tuple[int, ...]], frame: int, plausible: int
     ) -> list[_Candidate]:
         """How a hypothesis may go on, to one that is not `known`.
 
@@ -248,11 +261,12 @@ class BeamSearch(Search):
         text = [*beam.settled, *own]
         wait = _gain(ahead.wait, ahead)
         ways = [_Candidate(branch.score + wait, branch, None, wait)]
-        if self._full(len(text)) or is_loop([*text, ahead.best[0].token]):
+        hasty = hasty_tokens([said.frame for said in branch.path], frame, plausible)
+        if self._full(len(text)) or is_loop([*text, ahead.best[0].token], hasty):
             return ways
         for best in ahead.best[: beam.width + 1]:
             token = best.token
-            if token == ahead.wait.token or is_loop([*text, token]) or (*own, token) in known:
+            if token == ahead.wait.token or is_loop([*text, token], hasty) or (*own, token) in known:
                 continue
             said = _Said(best, _gain(best, ahead), frame)
             ways.append(_Candidate(branch.score + said.gain, branch, said))
@@ -285,7 +299,7 @@ class BeamSearch(Search):
 
 
 class StreamSearch(BeamSearch):
-    """Greedy streams and beams side by side: each stream has the width that it is reset with, 1 unless told."""
+    """Greedy streams and beams side by side, paced: each has the width that it is reset with, 1 unless told."""
 
     def __init__(
         self,
@@ -295,9 +309,10 @@ class StreamSearch(BeamSearch):
         unsettled: int = 2,
         suppress: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(decoder, vocabulary, width=MAX_BEAM, unsettled=unsettled, suppress=suppress)
+        rest: dict[str, Any] = {"unsettled": unsettled, "suppress": suppress, "paced": True}
+        super().__init__(decoder, vocabulary, width=MAX_BEAM, **rest)
         self._usual_width = 1
-        self._greedy = GreedySearch(decoder, vocabulary, unsettled=unsettled, suppress=suppress)
+        self._greedy = GreedySearch(decoder, vocabulary, **rest)
 
     def step(
         self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int, replaced: int = 0

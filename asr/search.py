@@ -17,11 +17,14 @@ from asr.biasing import Hotwords
 from asr.checkpoint import Vocabulary
 from asr.decoder import Decoder, DecoderState
 from asr.device import upload
+from asr.encoder import FRAMES_PER_SECOND
 from kernels.peaks import log_sum_exp, peaks
 
 #: Runs of tokens that stand in a row more often than this are loops and not speech, as "no, no, no, no" may be.
 MAX_REPEATS = 3  # of a phrase
 MAX_WORD_REPEATS = 8  # of one or two tokens
+MAX_HASTY_REPEATS = 1  # of either, put out faster than anybody speaks
+FASTEST = 12  # tokens per second
 LONGEST_LOOP = 8  # tokens
 FED_AGAIN = 3  # tokens of a prefix
 
@@ -110,14 +113,23 @@ class Search(ABC):
         vocabulary: names EOT and the prefix of every hypothesis.
         unsettled: how many of the newest tokens may still be revised.
         suppress: tokens that are never put out; all special tokens but EOT always belong to them.
+        paced: a step hears the audio that is new, and nobody repeats a thing within a moment. Otherwise it may be
+            all of an utterance.
     """
 
     def __init__(
-        self, decoder: Decoder, vocabulary: Vocabulary, *, unsettled: int = 2, suppress: tuple[int, ...] = ()
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        *,
+        unsettled: int = 2,
+        suppress: tuple[int, ...] = (),
+        paced: bool = False,
     ) -> None:
         self.decoder = decoder
         self.vocabulary = vocabulary
         self.unsettled = unsettled
+        self.paced = paced
         self._device = decoder.ln.weight.device
         self._suppress = torch.tensor(suppress, dtype=torch.int64).to(self._device)
 
@@ -226,6 +238,10 @@ class Search(ABC):
         n = len(row.prefix)
         return min(n_fed, n + row.stable - 1 if row.stable else max(0, n - FED_AGAIN))
 
+    def _plausible(self, n_frames: int) -> int:
+        """How many tokens a step may put out that hears so many new frames, before repetitions are doubted."""
+        return tokens_in(n_frames) if self.paced else self.decoder.dims.n_text_ctx
+
     def _full(self, n_tokens: int) -> bool:
         # Half of the context, as openai-whisper: beside another row this one may be padded by as many tokens.
         # A prompt takes nothing from that: it stands in the other half, and its row is fed alone.
@@ -240,8 +256,9 @@ class GreedySearch(Search):
     ) -> tuple[list[Hypothesis], SearchState]:
         self.decoder.listen(features, state.decoder, rows, replaced)
         waiting = self._rescore(state, rows)
+        plausible = self._plausible(features.shape[1] - replaced)
         for _ in range(max_tokens):
-            waiting = self._extend(waiting, state)
+            waiting = self._extend(waiting, state, plausible)
             if not waiting:
                 break
         for row in rows.tolist():  # whatever comes, these will not be looked at again
@@ -281,15 +298,21 @@ class GreedySearch(Search):
                 _, stream.logits[j], stream.logprobs[j] = place.asked
         return waiting
 
-    def _extend(self, waiting: dict[int, Judged], state: SearchState) -> dict[int, Judged]:
-        """Appends one token to every row whose best continuation is not EOT."""
+    def _extend(self, waiting: dict[int, Judged], state: SearchState, plausible: int) -> dict[int, Judged]:
+        """Appends one token to every row whose best continuation is not EOT.
+
+        Args:
+            plausible: how many tokens may be said in the audio that is new.
+        """
         going = []
         for row, place in waiting.items():
             stream, best = state.rows[row], place.best[0]
-            full = self._full(len(stream.tokens))
-            if best.token == self.vocabulary.eot or is_loop([*stream.tokens, best.token]) or full:
+            frame = int(state.decoder.audio.lengths[row])
+            hasty = hasty_tokens(stream.frames, frame, plausible)
+            looping = is_loop([*stream.tokens, best.token], hasty)
+            if best.token == self.vocabulary.eot or looping or self._full(len(stream.tokens)):
                 continue
-            stream.push(*best, frame=int(state.decoder.audio.lengths[row]))
+            stream.push(*best, frame=frame)
             going.append(row)
         if not going:
             return {}
@@ -300,10 +323,32 @@ class GreedySearch(Search):
         return dict(zip(going, self._judge(logits, asked), strict=True))
 
 
-def is_loop(tokens: list[int]) -> bool:
-    """Whether the newest tokens repeat what stands before them too often."""
+def tokens_in(n_frames: int) -> int:
+    """How many tokens may be said in so many encoder frames."""
+    return FASTEST * n_frames // FRAMES_PER_SECOND
+
+
+def hasty_tokens(frames: Sequence[int], now: int, plausible: int) -> int:
+    """How many of the newest tokens were put out at once, with one more; 0 while that is `plausible`.
+
+    Args:
+        frames: when each token was put out.
+        now: that of the one more.
+    """
+    n = 1 + sum(frame == now for frame in frames)
+    return n if n > plausible else 0
+
+
+def is_loop(tokens: list[int], hasty: int = 0) -> bool:
+    """Whether the newest tokens repeat what stands before them too often.
+
+    Args:
+        hasty: how many of them were put out faster than anybody speaks, where a repetition is hardly speech.
+    """
     for n in range(1, LONGEST_LOOP + 1):
         times = 1 + (MAX_WORD_REPEATS if n <= 2 else MAX_REPEATS)
+        if n * (1 + MAX_HASTY_REPEATS) <= hasty:
+            times = 1 + MAX_HASTY_REPEATS
         if len(tokens) >= n * times and tokens[-n * times :] == tokens[-n:] * times:
             return True
     return False

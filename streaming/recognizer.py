@@ -12,10 +12,10 @@ from asr.beam import StreamSearch
 from asr.biasing import UNGUIDED, Guidance
 from asr.checkpoint import Whisper
 from asr.device import upload
-from asr.encoder import FRAMES_PER_SECOND, EncoderState
+from asr.encoder import EncoderState
 from asr.limits import SAMPLES_PER_FRAME
 from asr.mel import LogMel, MelState
-from asr.search import Hypothesis, SearchState
+from asr.search import Hypothesis, SearchState, tokens_in
 from asr.timing import TimedWord, calibration, timed_words, upper_heads
 from asr.transducer.schedule import Waits
 from asr.words import Words
@@ -25,9 +25,7 @@ from streaming.session import SessionOptions
 #: Silence that a window must have heard behind its last word, beside the delay at which words are due: a model says
 #: a word a little after its end, and what stands behind it only when there was a pause.
 FLUSH_MS = 500
-#: Bounds on the tokens of one step: nobody speaks faster, and a loop must end.
-TOKENS_PER_SECOND = 12
-SPARE_TOKENS = 6
+SPARE_TOKENS = 6  # of one step, beside those that may be said in its audio: a loop must end
 
 
 S = TypeVar("S")
@@ -180,7 +178,7 @@ class WhisperRecognizer:
         features, replaced, _ = self.model.encoder.step(mel, state.encoder, rows)
         if not features.shape[1]:
             return self.search.hypotheses(state.search, rows), state
-        bound = SPARE_TOKENS + (features.shape[1] - replaced) * TOKENS_PER_SECOND // FRAMES_PER_SECOND
+        bound = SPARE_TOKENS + tokens_in(features.shape[1] - replaced)
         hypotheses, _ = self.search.step(features, state.search, rows, bound, replaced)
         return hypotheses, state
 

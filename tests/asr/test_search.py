@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from asr.search import LONGEST_LOOP, MAX_REPEATS, MAX_WORD_REPEATS, Hypothesis
+from asr.beam import BeamSearch
+from asr.search import LONGEST_LOOP, MAX_REPEATS, MAX_WORD_REPEATS, GreedySearch, Hypothesis, Search
 from tests.asr.scripted import EOT, PREFIX, TEXT_CTX, dictation, favour, frames, hear, search_over, whim
 
 
@@ -114,6 +115,22 @@ def test_loops_are_cut(phrase: tuple[int, ...]) -> None:
     most = min(n * (1 + (MAX_WORD_REPEATS if n <= 2 else MAX_REPEATS)) for n in spans) - 1
     assert hear(search, state, 0, max_tokens=100).tokens == (phrase * 9)[:most]
     assert hear(search, state, 0, max_tokens=100).tokens == (phrase * 9)[:most]
+
+
+@pytest.mark.parametrize("kind", [GreedySearch, BeamSearch])
+@pytest.mark.parametrize("phrase", [(1,), (1, 2), (1, 1, 2), (1, 2, 3, 4, 5, 6, 7, 8)])
+def test_what_is_said_again_in_haste_waits_for_its_time(kind: type[Search], phrase: tuple[int, ...]) -> None:
+    """Nobody says a thing twice within a chunk; who has the time to say it again is heard."""
+    options = {"width": 1} if kind is BeamSearch else {}
+    script = lambda text, heard: favour(phrase[len(text) % len(phrase)])  # noqa: E731
+    search = search_over(script, kind, paced=True, **options)
+    state = search.init_state(1)
+    once = hear(search, state, 0, max_tokens=100).tokens
+    assert once == (phrase * 2)[: len(once)] and len(once) < 2 * len(phrase)
+    n = len(once)
+    for _ in range(5):  # a token each, as slow as speech
+        n += 1
+        assert hear(search, state, *[0] * 5, max_tokens=1).tokens == (phrase * 9)[:n]
 
 
 def test_what_a_bounded_step_leaves_over_comes_with_the_next() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from asr.checkpoint import Whisper
-from streaming.recognizer import SPARE_TOKENS, TOKENS_PER_SECOND, WhisperRecognizer, WhisperState
+from asr.search import tokens_in
+from streaming.recognizer import SPARE_TOKENS, WhisperRecognizer, WhisperState
 from tests.contract import CHECKS, Check, Outputs, Subject, random_noises
 
 BLOCK, CHUNK = 15, 4_800
@@ -50,7 +51,7 @@ def test_says_what_depends_on_the_audio_and_takes_it_back(tiny: Whisper) -> None
     assert len({outputs[-1] for outputs in said}) == 3
     steps = [pair for outputs in said for pair in pairwise(outputs)]
     assert any(after[: len(before)] != before for before, after in steps)
-    bound = SPARE_TOKENS + TOKENS_PER_SECOND * BLOCK // 50
+    bound = SPARE_TOKENS + tokens_in(BLOCK)
     assert any(len(after) < len(before) + bound for before, after in steps)
 
 
@@ -68,7 +69,7 @@ def test_a_step_is_bounded(tiny: Whisper) -> None:
     state, before = recognizer.init_state(1), 0
     for piece in random_noises(1, 6 * CHUNK, seed=0).split(CHUNK, dim=1):
         (said,), _ = recognizer.step(piece, state, row)
-        assert len(said.tokens) <= before + SPARE_TOKENS + TOKENS_PER_SECOND * BLOCK // 50
+        assert len(said.tokens) <= before + SPARE_TOKENS + tokens_in(BLOCK)
         before = len(said.tokens)
     assert before > 0
 
