@@ -54,6 +54,7 @@ RECEIVE_BUFFER_BYTES = 2**18  # in the kernel: 8 s of 16 kHz s16le that a thrott
 SEND_BUFFER_BYTES = 2**16  # in the kernel: hundreds of messages that a client has not read
 SILENT_PEER_MS = 30_000  # then the kernel gives up a peer that acknowledges nothing, or never reads
 HEAD_TIMEOUT_S = 10  # for the head of a request, or of a handshake, to be complete
+LAST_FINALS_S = 2.0  # of a drain, in which second passes are given up
 LAST_FRAMES_S = 5  # for close frames to leave, of conversations that did not finish in time
 PORT_TAKEN = 2  # exit code
 SPEECH = Path(__file__).parent.parent / "samples" / "jfk.wav"  # what the model is warmed up with
@@ -171,11 +172,18 @@ class House:
         log.warning("refused, %s: %s", refusal.code, refusal, extra=fields(**whence(client)))
 
     async def drain(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Takes no one in and lets conversations finish that cannot resume, for drain_timeout_s or until `hurry`."""
+        """Takes no one in and lets conversations finish that cannot resume, for drain_timeout_s or until `hurry`.
+
+        Near its end second passes are given up, so that the words which the stream has heard still become finals.
+        """
         self.draining = True
         for connection in self.connections:
             connection.leave(1001, "the server is draining: reconnect and resume")
-        await self._empty(self.settings.drain_timeout_s, hurry)
+        last_s = min(LAST_FINALS_S, self.settings.drain_timeout_s)
+        await self._empty(self.settings.drain_timeout_s - last_s, hurry)
+        if self.connections:
+            self.worker.engine.hurry()
+        await self._empty(last_s, hurry)
         for connection in self.connections:
             connection.fail(Fault("draining", "the server is ending: reconnect and resume", fatal=True))
         await self._empty(LAST_FRAMES_S, hurry)

@@ -42,6 +42,10 @@ class WarmUp:
     options: SessionOptions
 
 
+class Hurry:
+    """See `Engine.hurry`."""
+
+
 class Close:
     """Second passes under way are finished, then the process ends."""
 
@@ -83,5 +87,5 @@ class SecondPass:
     outcome: str
 
 
-Request = Open | Hear | Abort | WarmUp | Close
+Request = Open | Hear | Abort | WarmUp | Hurry | Close
 Report = Built | Warm | Stepped | SecondPass | list[News]

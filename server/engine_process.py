@@ -26,6 +26,7 @@ from server.engine_messages import (
     Built,
     Close,
     Hear,
+    Hurry,
     News,
     Open,
     Report,
@@ -175,6 +176,10 @@ class EngineProcess:
         """Blocks until there may be something to send, at most `timeout` seconds."""
         self._wake.wait(timeout)
         self._wake.clear()
+
+    def hurry(self) -> None:
+        """See `Engine.hurry`."""
+        self._send(Hurry())
 
     def close(self) -> None:
         """The process finishes second passes under way, and ends; one that hangs is killed."""

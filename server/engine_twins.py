@@ -18,6 +18,7 @@ from server.engine_messages import (
     Built,
     Close,
     Hear,
+    Hurry,
     News,
     Open,
     Report,
@@ -128,6 +129,8 @@ class Twins:
                 session.abort()
             case WarmUp():
                 self._warm_up(request)
+            case Hurry():
+                self._engine.hurry()
 
     def _open(self, request: Open) -> None:
         while not self._engine.free_slots:  # the parent knows of one that a step sets free

@@ -144,6 +144,10 @@ class Engine:
         self._wake.wait(timeout)
         self._wake.clear()
 
+    def hurry(self) -> None:
+        """From now on finals are the streaming text, also those whose second pass is under way."""
+        self._final_pass.hurry()
+
     def close(self) -> None:
         """Finishes second passes under way."""
         self._final_pass.close()

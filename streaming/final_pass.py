@@ -26,11 +26,11 @@ MOST_PENDING = 8  # jobs waiting; beyond that the streaming text stands, since l
 Rescoring = Callable[[], list[TimedWord]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FinalJob:
     """An utterance to be decoded again.
 
-    `done` is called with the words, or None where the second pass failed or heard nothing.
+    `done` is called once, with the words, or None where the second pass failed, heard nothing, or had no time.
     """
 
     samples: np.ndarray
@@ -48,6 +48,9 @@ class FinalPass:
     def __init__(self, decoder: OfflineDecoder, *, threaded: bool) -> None:
         self._decoder = decoder
         self._jobs: queue.Queue[FinalJob | None] = queue.Queue()
+        self._open: dict[FinalJob, None] = {}  # in the queue or being run, in their order
+        self._lock = threading.Lock()
+        self.hurried = False
         self._thread: threading.Thread | None = None
         if threaded:
             threads, started = torch.get_num_threads(), threading.Event()
@@ -66,13 +69,23 @@ class FinalPass:
     @property
     def behind(self) -> bool:
         """Whether more waits already than can be done in good time."""
-        return self.pending >= MOST_PENDING
+        return self.hurried or self.pending >= MOST_PENDING
 
     def submit(self, job: FinalJob) -> None:
+        with self._lock:
+            self._open[job] = None
         if self._thread is None:
             self._run(job)
         else:
             self._jobs.put(job)
+
+    def hurry(self) -> None:
+        """There is no time any more: every job ends now, the one that is being run, too, and none is worth while."""
+        self.hurried = True
+        with self._lock:
+            given_up = list(self._open)
+        for job in given_up:
+            self._end(job, None)
 
     def close(self) -> None:
         """Finishes what was submitted and ends the thread."""
@@ -91,8 +104,9 @@ class FinalPass:
             except OSError:
                 logger.debug("the final pass keeps the usual priority", exc_info=True)
         while (job := self._jobs.get()) is not None:
-            if job.wanted():
+            if job in self._open and job.wanted():
                 self._run(job)
+            self._open.pop(job, None)
             self._jobs.task_done()
         self._jobs.task_done()
 
@@ -102,6 +116,14 @@ class FinalPass:
         except Exception:  # one utterance's failure must not cost the streaming text, nor the other sessions
             logger.exception("second pass failed; the streaming text stands")
             words = None
+        self._end(job, words)
+
+    def _end(self, job: FinalJob, words: list[TimedWord] | None) -> None:
+        """What came first counts."""
+        with self._lock:
+            if job not in self._open:
+                return
+            del self._open[job]
         job.done(words)
 
     def _heard_again(self, job: FinalJob) -> list[TimedWord]:

@@ -71,7 +71,8 @@ class Finals:
 
             def done(better: list[TimedWord] | None) -> None:
                 if better or ended.words:
-                    self._second_pass_ended("heard" if better else "failed")
+                    given_up = "skipped" if self._final_pass.hurried else "failed"
+                    self._second_pass_ended("heard" if better else given_up)
                 session.fulfil(place, *final(better))
 
             job = FinalJob(

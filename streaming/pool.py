@@ -35,6 +35,7 @@ class AnyEngine(Protocol):
     def step(self) -> bool: ...
     def wait(self, timeout: float) -> None: ...
     def fail(self, error: BaseException) -> None: ...
+    def hurry(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -76,6 +77,11 @@ class EnginePool:
             except Full:
                 continue  # somebody was faster
         raise Full(f"all {self.slots} slots are taken; try again later")
+
+    def hurry(self) -> None:
+        """See `Engine.hurry`."""
+        for engine in self.engines:
+            engine.hurry()
 
     def close(self) -> None:
         """Finishes second passes under way, all engines' at the same time."""

@@ -144,7 +144,7 @@ class FakeEngine:
         self.slots = slots
         self.step_s = step_s
         self.break_next = False
-        self.closed = False
+        self.closed = self.hurried = False
         self.warmed: list[SessionOptions] = []
         self.stepped: Callable[[float, int], None] = lambda seconds, rows: None
         self.second_pass_ended: Callable[[str], None] = lambda outcome: None
@@ -206,6 +206,9 @@ class FakeEngine:
         with self.changed:
             if self.idle:
                 self.changed.wait(timeout)
+
+    def hurry(self) -> None:
+        self.hurried = True
 
     def close(self) -> None:
         self.closed = True

@@ -301,6 +301,7 @@ def test_draining_finishes_what_was_heard():
             assert messages[-1]["type"] == "closed"
             assert client.close_code == 1001
             await draining
+            assert not running.engine.hurried
 
     asyncio.run(main())
 
@@ -314,6 +315,7 @@ def test_draining_is_bounded():
             running.server.should_exit = True
             messages = await hear_all(client)
             assert (messages[-1]["code"], client.close_code) == ("draining", 1001)
+            assert engine.hurried
             engine.step_s = 0
 
     asyncio.run(main())

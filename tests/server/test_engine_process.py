@@ -148,6 +148,11 @@ def test_it_says_what_an_engine_here_says(process: EngineProcess, worker: Worker
         isinstance(event, Final) for event in here
     )
     until(lambda: process.free_slots == 2)
+    process.hurry()  # no time for second passes any more
+    asked = replace(OPTIONS, final_pass="full")
+    hasty = converse(process.open(asked, notify=lambda: news.put(None)), jfk.numpy(), news)
+    finals = [[event.text for event in events if isinstance(event, Final)] for events in (here, hasty)]
+    assert finals[0] == finals[1]
 
 
 def test_an_end_that_the_client_asks_for_is_heard_there(

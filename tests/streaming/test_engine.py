@@ -651,6 +651,38 @@ def test_a_slow_second_pass_holds_back_what_follows_it(make_engine: Callable[...
     assert isinstance(rest[-1], Closed)
 
 
+def test_who_has_no_time_gets_the_streaming_text_as_finals(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of second passes that wait or are under way, and of utterances that end later; what is late is not told."""
+    engine, gate, begun, outcomes = make_engine(threaded=True), threading.Event(), threading.Event(), []
+    plain = finals_of(converse(engine, engine.open(hasty(chunk_ms=400, final_pass="none")), TWO_UTTERANCES))
+    engine.second_pass_ended = outcomes.append
+
+    class Slow(Speaker):
+        def transcribe(
+            self, samples: Tensor, guidance: Guidance, draft: str, context: Context
+        ) -> list[TimedWord]:
+            begun.set()
+            assert gate.wait(10)
+            return super().transcribe(samples, guidance, draft, context)
+
+    slow = engine._final_pass._decoder = Slow("too", "late")
+    session, later = engine.open(hasty(chunk_ms=400)), engine.open(hasty(chunk_ms=400))
+    assert finals_of(converse(engine, session, TWO_UTTERANCES)) == []
+    assert begun.wait(10)
+    engine.hurry()
+    *_, closed = rest = session.events()
+    assert finals_of(rest) == plain
+    assert isinstance(closed, Closed)
+    assert finals_of(converse(engine, later, TWO_UTTERANCES)) == plain
+    gate.set()
+    engine.close()
+    assert session.events() == later.events() == []
+    assert len(slow.heard) == 1
+    assert outcomes == ["skipped"] * 4
+
+
 # --- admission and failure --------------------------------------------------------------------------
 
 
