@@ -8,12 +8,21 @@ import torch
 
 from asr import precision
 from asr.checkpoint import Whisper
-from asr.precision import Int8Unembedding, for_serving, serve_vocabulary, unembedding
+from asr.precision import Int8Unembedding, for_serving, for_training, serve_vocabulary, unembedding
 from kernels import half_linear, int7_linear, int8_linear
 
 WITH_VNNI = pytest.mark.skipif(
     not int8_linear.supported(), reason="without VNNI, sums of two products overflow"
 )
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_training_takes_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with for_training(torch.device("cpu")):
+        product = torch.nn.Linear(4, 4)(torch.ones(1, 4))
+    assert product.dtype == (torch.bfloat16 if native else torch.float32)
 
 
 @torch.no_grad()
