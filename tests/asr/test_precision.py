@@ -17,7 +17,9 @@ WITH_VNNI = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_training_takes_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+def test_training_takes_bfloat16_only_where_it_is_native(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     with for_training(torch.device("cpu")):
