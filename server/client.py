@@ -102,6 +102,7 @@ class StreamClient:
         self._furthest_ms = 0  # by any
         self._bookmark: Bookmark | None = None  # where the tape begins; None at the very beginning
         self._coming: Bookmark | None = None  # that of the final which comes next
+        self.keepalives = True  # while nothing is said; False for those who would be taken for dead
         self.losses: list[str] = []  # by what each connection was lost after which there was another
         self._owed = False  # words were told whose final is still to come, however late it is
 
@@ -249,7 +250,7 @@ class StreamClient:
 
     async def _speak(self, socket: ClientConnection) -> None:
         """Says the tape, from what has no final yet to its end, and keepalives while nothing is said."""
-        stay = partial(socket.send, json.dumps({"type": "keepalive"}))
+        stay = partial(self._stay, socket)
         with contextlib.suppress(ConnectionClosed):  # seen where we listen
             if self._wishes:
                 await socket.send(json.dumps({"type": "start", **self._wishes}))
@@ -276,6 +277,10 @@ class StreamClient:
                     await socket.send(entry)
                 else:
                     await socket.send(json.dumps({"type": entry}))
+
+    async def _stay(self, socket: ClientConnection) -> None:
+        if self.keepalives:
+            await socket.send(json.dumps({"type": "keepalive"}))
 
     def _hear(self, message: dict[str, Any]) -> Event | None:
         """Notes how far the server is, forgets what is finished, tells the event: Closed only at the end."""

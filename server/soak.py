@@ -1,4 +1,4 @@
-"""Half an hour of bad manners: clients that come, go, vanish, pause and stall, and what it leaves of a server.
+"""Half an hour of bad manners: clients come, go, vanish, pause, stall and freeze; and what that leaves of a server.
 
 Every clip is first heard alone and quietly. Then each client says clips in real time, ends each by `finalize`, after
 which the server begins afresh, and what it heard of a clip must be what was heard of it in quiet.
@@ -35,11 +35,17 @@ class Manner(StrEnum):
     VANISH = "vanished"  # its TCP connection is gone; it comes back and resumes
     PAUSE = "paused"  # says nothing, not even silence
     STALL = "stalled"  # speaks, and does not read
+    FREEZE = "froze"  # does nothing at all until the server takes it for dead; it comes back and resumes
 
 
 #: At least and at most, in seconds.
 WAIT_S, SILENCE_S = (0.0, 3.0), (0.2, 4.0)
-SPANS_S = {Manner.VANISH: (0.0, 0.0), Manner.PAUSE: (1.0, 15.0), Manner.STALL: (2.0, 20.0)}
+SPANS_S = {
+    Manner.VANISH: (0.0, 0.0),
+    Manner.PAUSE: (1.0, 15.0),
+    Manner.STALL: (2.0, 20.0),
+    Manner.FREEZE: (10.5, 15.0),  # a server's idle_timeout_s is 10
+}
 
 
 @dataclass(frozen=True)
@@ -240,8 +246,10 @@ class _Soak:
             case Manner.STALL:
                 transport.pause_reading()
                 asyncio.get_running_loop().call_later(incident.seconds, transport.resume_reading)
-            case Manner.PAUSE:
+            case Manner.PAUSE | Manner.FREEZE:
+                talk.client.keepalives = incident.manner is Manner.PAUSE
                 await asyncio.sleep(incident.seconds)
+                talk.client.keepalives = True
                 return incident.seconds
         return 0.0
 

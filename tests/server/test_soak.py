@@ -29,7 +29,7 @@ from server.config import Settings
 from tests.server.fakes import FakeEngine
 engine = FakeEngine(slots=3)
 {change}
-serve(Settings(port=0, chunk_ms=100), lambda: engine)
+serve(Settings(port=0, chunk_ms=100, idle_timeout_s=0.5), lambda: engine)
 """
 BROKEN = """
 from tests.server.fakes import FakeSession
@@ -54,8 +54,10 @@ CLIPS = {"short": clip(1, 2, 0, 3), "long": clip(*range(4, 10), 0, 10, 11)}
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that do in seconds what takes minutes."""
     monkeypatch.setattr(client_module, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(client_module, "KEEPALIVE_S", 0.1)
     monkeypatch.setattr(soak_module, "LOOK_S", 0.1)
     spans = {Manner.VANISH: (0.0, 0.0), Manner.PAUSE: (0.1, 0.3), Manner.STALL: (0.1, 0.4)}
+    spans[Manner.FREEZE] = (0.6, 0.8)
     monkeypatch.setattr(soak_module, "SPANS_S", spans)
     monkeypatch.setattr(soak_module, "WAIT_S", (0.0, 0.2))
     monkeypatch.setattr(soak_module, "SILENCE_S", (0.1, 0.3))
@@ -82,7 +84,8 @@ def test_a_sound_server_passes(sound: ChildServer, tmp_path: Path) -> None:
     assert failed(report) == []
     assert report.seconds >= 4
     assert report.visits == report.closed + report.left > report.left > 0
-    assert report.reconnections >= report.incidents[Manner.VANISH] > 0
+    assert report.incidents[Manner.VANISH] > 0 and report.incidents[Manner.FREEZE] > 0
+    assert report.reconnections >= report.incidents[Manner.VANISH] + report.incidents[Manner.FREEZE]
     assert report.words > report.clips
     values = json.loads(json.dumps(report.as_json(), allow_nan=False))
     assert (values["passed"], values["lost"], values["added"]) == (True, 0, 0)
