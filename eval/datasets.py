@@ -50,7 +50,7 @@ def load(path: Path | str, split: str | None = None, *, labels: Path | str | Non
             raise DatasetError(f"{path}: a manifest has no split {split!r}; leave --split out")
         utterances = list(_manifest(path))
     else:
-        raise DatasetError(f"{path}: no such file or folder")
+        raise DatasetError(f"{path}: no such file or folder: {_advice(path, split)}")
     if not utterances:
         raise DatasetError(f"{path}: no utterances in it")
     _check_unique(path, utterances)
@@ -79,6 +79,14 @@ def download(root: Path | str, split: str) -> None:
         ) from error
 
 
+def _advice(path: Path, split: str | None) -> str:
+    """What to do where there is no data."""
+    at_once = "samples/manifest.jsonl works at once"
+    if path.suffix:
+        return f"check the path; {at_once}"
+    return f"`asr-stream eval {path} --split {split or 'test-clean'} --download` gets LibriSpeech; {at_once}"
+
+
 def _librispeech(path: Path, split: str | None) -> Iterator[Utterance]:
     for folder in _split_folders(path, split):
         corpus = f"librispeech/{folder.name}"
@@ -101,7 +109,11 @@ def _split_folders(path: Path, split: str | None) -> list[Path]:
     root = path / "LibriSpeech" if (path / "LibriSpeech").is_dir() else path
     splits = sorted({transcripts.parents[2] for transcripts in root.glob("*/*/*/*.trans.txt")})
     if not splits:
-        raise DatasetError(f"{path}: neither a manifest nor a LibriSpeech tree (no <split>/*/*/*.trans.txt)")
+        if manifests := sorted(path.glob("*.jsonl")):
+            raise DatasetError(f"{path}: this is a folder: name the manifest in it, {manifests[0]}")
+        raise DatasetError(
+            f"{path}: neither a manifest nor a LibriSpeech tree (no <split>/*/*/*.trans.txt): {_advice(path, split)}"
+        )
     chosen = [folder for folder in splits if split in (None, folder.name)]
     if not chosen:
         raise DatasetError(

@@ -142,6 +142,24 @@ def test_bad_paths_and_splits_are_one_clear_line(tree: Path, tmp_path: Path) -> 
         load(tree, labels=tmp_path / "labels.jsonl")
 
 
+def test_where_nothing_is_the_error_says_what_works(tmp_path: Path) -> None:
+    data, empty = tmp_path / "LibriSpeech", tmp_path / "empty"
+    empty.mkdir()
+    for nothing, split in ((data, "test-other"), (empty, None)):
+        with pytest.raises(DatasetError) as caught:
+            load(nothing, split)
+        command = f"`asr-stream eval {nothing} --split {split or 'test-clean'} --download`"
+        assert command in str(caught.value)
+        assert "samples/manifest.jsonl works at once" in str(caught.value)
+    with pytest.raises(
+        DatasetError, match=r"no such file or folder: check the path; samples/manifest\.jsonl"
+    ):
+        load(tmp_path / "mine.jsonl")
+    path = manifest(tmp_path, {"audio": "a.wav"})
+    with pytest.raises(DatasetError, match=f"name the manifest in it, {path}$"):
+        load(tmp_path)
+
+
 def test_audio_without_a_transcript_is_an_error(tree: Path) -> None:
     (tree / "LibriSpeech/test-clean/26/495/26-495.trans.txt").write_text("26-495-0009 SOMETHING ELSE\n")
     with pytest.raises(DatasetError, match=r"26-495-0000.flac: no transcript"):
