@@ -45,7 +45,7 @@ COMMANDS = {
     "align": "adapters.align_command",
     "train": "adapters.train_command",
 }
-FAILED = 2  # exit code
+FAILED, INTERRUPTED = 2, 130  # exit codes
 
 
 class FrontDoor(TyperGroup):
@@ -69,6 +69,9 @@ class FrontDoor(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("asr-stream: interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if ctx.params.get("debug") or not _is_expected(error):
                 raise

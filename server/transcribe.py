@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from asr.audio import SAMPLE_RATE, Samples
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from streaming.engine import Engine
 
 
+@dataclass(frozen=True)
+class Transcription:
+    """What came of a recording."""
+
+    finals: list[Final]
+    audio_s: float  # that was heard
+    interrupted: bool  # by Ctrl-C: there was more
+
+
 def transcribe(
     engine: "Engine",
     audio: Iterable[Samples],
@@ -23,18 +33,15 @@ def transcribe(
     length_s: float | None,
     form: str,
     target: TextIO | None,
-) -> tuple[list[Final], bool]:
-    """Writes what is said to `target` at the end, or to stdout, as text utterance by utterance.
-
-    Returns:
-        The finals, and whether Ctrl-C ended the audio early.
-    """
+) -> Transcription:
+    """Writes what is said to `target` at the end, or to stdout, as text utterance by utterance."""
     finals: list[Final] = []
+    n_samples = 0
     as_it_comes = target is None and form == "text"
     with Interruption() as interruption, progress("transcribing") as show:
 
         def heard() -> Iterator[Samples]:
-            n_samples = 0
+            nonlocal n_samples
             for samples in interruption.ends(audio):
                 yield samples
                 n_samples += len(samples)
@@ -49,4 +56,4 @@ def transcribe(
         file = target or sys.stdout
         file.write(FORMATS[form](finals))
         file.flush()
-    return finals, interruption.asked
+    return Transcription(finals, n_samples / SAMPLE_RATE, interruption.asked)

@@ -74,8 +74,10 @@ def transcribe(
         engine = house.build_engine(
             model, slots=1, threads=threads, adapter=adapter, device=device, final_pass_thread=False
         )
-        finals, interrupted = run(engine, audio, session, length_s=length_s, form=form, target=target)
-    if interrupted:
+        made = run(engine, audio, session, length_s=length_s, form=form, target=target)
+    if made.interrupted:
+        where = f"in {out}" if out else "written"
+        terminal.tell(f"interrupted: what was said in the first {made.audio_s:.1f} s is {where}")
         raise typer.Exit(INTERRUPTED)
-    if not finals:
+    if not made.finals:
         terminal.tell("no speech was recognised")

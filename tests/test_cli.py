@@ -148,6 +148,7 @@ def test_an_interrupted_transcription_keeps_what_was_heard(hearing, tmp_path: Pa
     monkeypatch.setattr("asr.audio.stream_audio", interrupted)
     done = hearing("transcribe", SAMPLES / "jfk.wav", "--format", "srt", "--out", tmp_path / "so-far.srt")
     assert done.exit_code == 130
+    assert done.stderr == f"interrupted: what was said in the first 4.8 s is in {tmp_path / 'so-far.srt'}\n"
     written = (tmp_path / "so-far.srt").read_text()
     assert "fellow" in written
     assert "country" not in written
@@ -338,6 +339,16 @@ def test_an_interrupted_evaluation_says_how_to_go_on(hearing, tmp_path: Path, mo
     assert done.exit_code == 130
     assert "interrupted: 0 of " in done.stderr
     assert "the same command goes on from there" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("transcribe", CLIP), ("eval", SAMPLES / "manifest.jsonl")])
+def test_a_command_that_is_interrupted_before_its_work_says_so(cli, command, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asr_stream.decides_when_to_wait", interrupt)
+    done = cli(*command)
+    assert (done.exit_code, done.stderr) == (130, "asr-stream: interrupted\n")
 
 
 def test_alignment_and_training_go_on_where_they_stopped(cli, make_tiny, tmp_path: Path, monkeypatch):
