@@ -195,6 +195,10 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
     ("words", "message"),
     [
         (("transcribe", CLIP, "--model", "huge.xx"), "name one of tiny.en, base.en, or a checkpoint's path"),
+        (
+            ("transcribe", CLIP, "--model", "huge.xx"),
+            "ancat-tiny.en-80, or the folder of its head (see `asr-stream",
+        ),
         (("transcribe", CLIP, "--model", "ancat-tiny.en-9"), "no transducer ancat-tiny.en-9 comes with"),
         (("transcribe", CLIP, "--model", CLIP), "comes with the project (it has those of: tiny.en, base.en)"),
         (("transcribe", CLIP, "--model", CLIP, "--adapter", "none"), "neither an OpenAI checkpoint"),
@@ -248,7 +252,10 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         (("bench", "lookahead", "--model", "x", "--out", CLIP), f"{CLIP} is a file: name a folder"),
         (("train", "ancat", SAMPLES / "manifest.jsonl", "--out", CLIP), f"{CLIP} is a file: name a folder"),
         (("train", "careless", "--data", SAMPLES, "--out", "/tmp"), "aligned.jsonl: No such file"),
-        (("models", "path", "huge.xx"), "name one of"),
+        (
+            ("models", "path", "huge.xx"),
+            "or a transducer, ancat-tiny.en-320, ancat-tiny.en-80, or the folder",
+        ),
         (("bench", "--chunk-ms", 10), "chunk_ms must be"),
         (("demo", "--clip", "/no/such.wav"), "/no/such.wav does not exist"),
         (("demo", "--model", "huge.xx"), "huge.xx is neither a file nor a base model"),
