@@ -80,4 +80,4 @@ def transcribe(
         terminal.tell(f"interrupted: what was said in the first {made.audio_s:.1f} s is {where}")
         raise typer.Exit(INTERRUPTED)
     if not made.finals:
-        terminal.tell("no speech was recognised")
+        terminal.tell(made.why_nothing())

@@ -108,9 +108,18 @@ def test_raw_pcm_comes_through_stdin(hearing):
     assert "young man" in done.stdout
 
 
-def test_silence_is_said_to_be_silent(hearing):
-    done = hearing("transcribe", "-", stdin=bytes(64_000))
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "no speech was recognised\n")
+@pytest.mark.parametrize(
+    ("level", "says"),
+    [
+        (0, ": there is no sound in it, or its channels cancel each other"),
+        (33, ": its loudest sample is 60 dB below full scale, perhaps too quiet to be heard: make it louder"),
+        (3277, ""),
+    ],
+)
+def test_silence_is_said_to_be_silent(hearing, level, says):
+    hum = (level * np.sin(2 * np.pi * 50 / 16_000 * np.arange(32_000))).round().astype("<i2")
+    done = hearing("transcribe", "-", stdin=hum.tobytes())
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"no speech was recognised{says}\n")
 
 
 @pytest.mark.parametrize(
