@@ -184,7 +184,7 @@ def only_nan(folder: Path) -> Path:
         (write("empty.wav", b""), "is empty"),
         (write("text.wav", b"hello, I am no audio" * 99), "is not audio of a known kind"),
         (write("headless.wav", CLIP.read_bytes()[3000:]), "is not audio of a known kind"),
-        (only_nan, "only NaN or infinite samples"),
+        (only_nan, "holds no audio: 16000 samples were not numbers and became silence"),
     ],
 )
 def test_bad_audio_is_one_line_and_exit_code_2(hearing, tmp_path: Path, make, message):
