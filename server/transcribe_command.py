@@ -26,6 +26,8 @@ from server.house import (
 if TYPE_CHECKING:
     from server.sources import Pipe
 
+OF_RAW_PCM = ("encoding", "rate", "channels")
+
 app = typer.Typer(add_completion=False)
 
 
@@ -60,6 +62,9 @@ def transcribe(
     from server.transcribe import transcribe as run
 
     house: House = context.obj
+    given = house.set_by_user(context)
+    if file != "-" and (wrong := [name for name in OF_RAW_PCM if name in given]):
+        raise ValueError(f"--{wrong[0]} is of raw PCM only: leave it out, or give - as the file")
     session = session_options(chunk_ms, delay_ms, pause_ms, final_pass, beam, prompt, hotwords)
     if file == "-":
         decoder = PcmDecoder(encoding, rate, channels)
@@ -69,7 +74,7 @@ def transcribe(
     if realtime:
         audio = sources.at_speed_of_speech(audio)
     house.check_final_pass(model, adapter, final_pass)
-    house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context))
+    house.decides_when_to_wait(model, adapter, asked="delay_ms" in given)
     with replacing(out) as target:
         engine = house.build_engine(
             model, slots=1, threads=threads, adapter=adapter, device=device, final_pass_thread=False

@@ -222,6 +222,11 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         (("transcribe", CLIP, "--device", "gpu"), "no device is called 'gpu': use auto, cpu, cuda or cuda:N"),
         (("transcribe", CLIP, "--hotwords", "Ada, ?"), "a hotword must have a letter or digit, not '?'"),
         (("transcribe", CLIP, "--hotwords", "@/no/such/file"), "/no/such/file: No such file"),
+        (
+            ("transcribe", CLIP, "--rate", 8000),
+            "--rate is of raw PCM only: leave it out, or give - as the file",
+        ),
+        (("transcribe", CLIP, "--channels", 2, "--encoding", "s16le"), "--encoding is of raw PCM only"),
         (("transcribe", "-", "--rate", 1), "a sample rate of 1 Hz is out of range"),
         (
             ("transcribe", CLIP, "--out", "/no/such/folder/out.txt"),
