@@ -67,8 +67,14 @@ def find(name: str, adapter: str | None = None) -> Model:
 
     Raises:
         WeightsError: there is no such model.
-        AdapterError: nothing that was trained for it is where it should be.
+        AdapterError: nothing that was trained for it is where it should be, or nothing is named.
     """
+    if not name:
+        raise AdapterError("the model's name is empty: name one of `asr-stream models list`")
+    if adapter == "":
+        raise AdapterError(
+            "the adapter's name is empty: name its folder, or leave it out for the shipped one"
+        )
     if head := _head(name):
         base = _fact(head, "base")
         locate(base)

@@ -61,6 +61,8 @@ def transcribe(
     from server.outputs import replacing
     from server.transcribe import transcribe as run
 
+    if not file:
+        raise ValueError("the file's name is empty: name a recording, or give - for raw PCM from stdin")
     house: House = context.obj
     given = house.set_by_user(context)
     if file != "-" and (wrong := [name for name in OF_RAW_PCM if name in given]):

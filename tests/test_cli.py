@@ -221,7 +221,20 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         ),
         (("transcribe", CLIP, "--device", "gpu"), "no device is called 'gpu': use auto, cpu, cuda or cuda:N"),
         (("transcribe", CLIP, "--hotwords", "Ada, ?"), "a hotword must have a letter or digit, not '?'"),
-        (("transcribe", CLIP, "--hotwords", "@/no/such/file"), "/no/such/file: No such file"),
+        (
+            ("transcribe", CLIP, "--hotwords", "@/no/such/file"),
+            "hotwords @/no/such/file: /no/such/file cannot be read (No such file or directory): name a file with",
+        ),
+        (("transcribe", ""), "the file's name is empty: name a recording, or give - for raw PCM from stdin"),
+        (("transcribe", CLIP, "--out", ""), "--out names no file: give one, as in --out words.txt"),
+        (
+            ("transcribe", CLIP, "--model", ""),
+            "the model's name is empty: name one of `asr-stream models list`",
+        ),
+        (
+            ("transcribe", CLIP, "--adapter", ""),
+            "the adapter's name is empty: name its folder, or leave it out",
+        ),
         (
             ("transcribe", CLIP, "--rate", 8000),
             "--rate is of raw PCM only: leave it out, or give - as the file",
@@ -304,7 +317,8 @@ def test_an_adapter_that_is_not_there_is_named(cli, tmp_path: Path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_one_line(hearing):
     assert_refused(
-        hearing("transcribe", CLIP, "--format", "json", "--out", "/dev/full"), "No space left on device"
+        hearing("transcribe", CLIP, "--format", "json", "--out", "/dev/full"),
+        "--out /dev/full: No space left on device: free some, or name another place",
     )
 
 
