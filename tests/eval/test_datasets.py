@@ -107,11 +107,18 @@ def test_word_times_may_come_from_a_file_of_their_own(tree: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (['{"audio": '], r"manifest.jsonl:1: bad JSON: .* at column \d+"),
+        (
+            ['{"audio": '],
+            r'manifest.jsonl:1: bad JSON: .* at column \d+; a line looks like {"audio": "clips/1.wav", "text": "what',
+        ),
         (['{"audio": "a.wav"}', "[1]"], "manifest.jsonl:2: a JSON object is needed, not list"),
         ([{"text": "hi"}], 'manifest.jsonl:1: no "audio"'),
         ([{"audio": "b.wav"}], "manifest.jsonl:1: no audio file .*b.wav"),
-        ([{"audio": "a.wav", "text": ["hi"]}], 'manifest.jsonl:1: "text" must be a string, not list'),
+        ([{"audio": "a.wav", "text": ["hi"]}], 'manifest.jsonl:1: "text" must be a string, not \\["hi"\\]'),
+        (
+            [{"audio": "a.wav"}, {"audio": "a.wav", "text": 7}],
+            'manifest.jsonl:2: "text" must be a string, not 7',
+        ),
         ([{"audio": "a.wav", "words": [["hi"]]}], 'manifest.jsonl:1: "words" must be'),
         ([{"audio": "a.wav", "words": [["hi", "soon"]]}], 'manifest.jsonl:1: "words" must be'),
         ([{"audio": "a.wav", "words": 3}], 'manifest.jsonl:1: "words" must be'),
