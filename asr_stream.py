@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     import torch
+    from rich.console import RenderableType
 
     from asr.checkpoint import Whisper
     from asr.transducer.model import Transducer
@@ -340,6 +341,13 @@ def progress(what: str) -> "AbstractContextManager[Show]":
     from server.terminal import progress as bar
 
     return bar(what)
+
+
+def print_result(*parts: "RenderableType") -> None:
+    """A table on stdout, folded only where that is a terminal."""
+    from server.terminal import print_result as print_them
+
+    print_them(*parts)
 
 
 def interruption() -> "Interruption":

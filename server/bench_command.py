@@ -82,10 +82,8 @@ def bench(
     device: Device = "auto",
 ) -> None:
     """Measure speed: compute, concurrent streams, memory, an hour without a break. Ctrl-C keeps what there is."""
-    from rich.console import Console
-
     from server.outputs import writable_folder
-    from server.terminal import tell
+    from server.terminal import print_result, tell
     from streaming.session import SessionOptions
 
     house: House = context.obj
@@ -140,7 +138,7 @@ def bench(
             if measured is not None:
                 own = {} if name == Report.COMPUTE else compared
                 _write(out, name, {"report": name.value} | header | own, measured)
-                Console().print(measured.table())
+                print_result(measured.table())
                 tell(f"{out / name}.json")
                 passed = passed and getattr(measured, "passed", True)
     if not passed:

@@ -338,7 +338,9 @@ def test_models_are_listed_with_what_is_here(cli):
     listed = cli("models", "list").stdout
     assert "tiny.en" in listed
     assert "base.en" in listed
+    assert "this project, on tiny.en" in listed  # nothing is folded where there is no terminal
     path = Path(cli("models", "path").stdout.strip())
+    assert str(path) in listed
     assert path.name == "tiny.en.pt"
     assert cli("models", "verify").stdout == f"{path} is right\n"
     assert cli("models", "fetch").stdout == f"{path}\n"
