@@ -69,9 +69,13 @@ def bench(
         ),
     ] = None,
     adapter: Adapter = None,
-    chunk_ms: Annotated[int, typer.Option(help="Audio per step; `compute` compares several.")] = 300,
+    chunk_ms: Annotated[
+        int, typer.Option(help="Audio per step; `compute` compares several if it is not given.")
+    ] = 300,
     delay_ms: Annotated[int, typer.Option(help="How long after its end a word is due.")] = 160,
-    beam: Annotated[int, typer.Option(help="Hypotheses of the search; `compute` compares several.")] = 1,
+    beam: Annotated[
+        int, typer.Option(help="Hypotheses of the search; `compute` compares several if it is not given.")
+    ] = 1,
     final_pass: Annotated[
         FinalPass,
         typer.Option(help="Of each utterance, as in `transcribe`: full, rescore or none."),
@@ -100,7 +104,8 @@ def bench(
     if others:
         raise ValueError("these reports are about one --model; lookahead compares several")
     house.check_final_pass(model, adapter, final_pass)
-    if house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context)):
+    given = house.set_by_user(context)
+    if house.decides_when_to_wait(model, adapter, asked="delay_ms" in given):
         delay_ms = 0
     device = str(house.place(device))
     bench = Bench(
@@ -116,6 +121,7 @@ def bench(
         seconds=seconds,
         minutes=minutes,
         seed=seed,
+        given=frozenset(given),
     )
     out = writable_folder(out or Path("runs") / f"bench-{Path(model).name}")
     header = {
