@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     import torch
+    from rich.console import RenderableType
 
     from asr.checkpoint import Whisper
     from asr.transducer.model import Transducer
@@ -45,7 +46,7 @@ COMMANDS = {
     "align": "adapters.align_command",
     "train": "adapters.train_command",
 }
-FAILED = 2  # exit code
+FAILED, INTERRUPTED = 2, 130  # exit codes
 
 
 class FrontDoor(TyperGroup):
@@ -69,6 +70,9 @@ class FrontDoor(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("asr-stream: interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if ctx.params.get("debug") or not _is_expected(error):
                 raise
@@ -337,6 +341,13 @@ def progress(what: str) -> "AbstractContextManager[Show]":
     from server.terminal import progress as bar
 
     return bar(what)
+
+
+def print_result(*parts: "RenderableType") -> None:
+    """A table on stdout, folded only where that is a terminal."""
+    from server.terminal import print_result as print_them
+
+    print_them(*parts)
 
 
 def interruption() -> "Interruption":

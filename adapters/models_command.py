@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from adapters.house import House
 from adapters.shipped import find, shipped, transducers
 
 app = typer.Typer(
@@ -13,11 +14,10 @@ app = typer.Typer(
 
 
 @app.command("list")
-def list_models() -> None:
+def list_models(context: typer.Context) -> None:
     """Every model: size, sources, whether it is here, and what of ours comes with the project."""
     from urllib.parse import urlsplit
 
-    from rich.console import Console
     from rich.table import Column, Table
 
     from asr.weights import catalogue, locate
@@ -36,7 +36,8 @@ def list_models() -> None:
         added = find(name)
         n_bytes = sum(file.stat().st_size for file in added.files)
         table.add_row(name, f"{n_bytes / 1e6:.0f}", f"this project, on {added.base}", "with it", "experiment")
-    Console().print(table)
+    house: House = context.obj
+    house.print_result(table)
 
 
 @app.command("fetch")

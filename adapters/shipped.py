@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from asr.weights import catalogue, locate
+from asr.weights import WeightsError, catalogue, locate
 
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
@@ -66,14 +66,20 @@ def find(name: str, adapter: str | None = None) -> Model:
             transducer's head. None takes what comes with the project, "none" leaves the base model as it is.
 
     Raises:
-        WeightsError: there is no such base model.
-        AdapterError: nothing that was trained for it is where it should be.
+        WeightsError: there is no such model.
+        AdapterError: nothing that was trained for it is where it should be, or nothing is named.
     """
+    if not name:
+        raise AdapterError("the model's name is empty: name one of `asr-stream models list`")
+    if adapter == "":
+        raise AdapterError(
+            "the adapter's name is empty: name its folder, or leave it out for the shipped one"
+        )
     if head := _head(name):
         base = _fact(head, "base")
         locate(base)
         return _transducer(base, _given(adapter) if adapter else _trunk(head), head)
-    locate(name)  # a wrong name is a wrong name, and no lack of an adapter
+    _prove_name(name)  # a wrong name is a wrong name, and no lack of an adapter
     if adapter is None:
         return Model(name, shipped(name) or _none_shipped(name))
     folder = _given(adapter)
@@ -101,6 +107,17 @@ def rescorer_name(trunk: str) -> str:
 def language_name(trunk: str) -> str:
     """The folder of what texts make likely, for the heads of a trunk."""
     return f"{trunk}-language"
+
+
+def _prove_name(base: str) -> None:
+    """Asks for a base model of which nobody knows yet that it was meant as one."""
+    try:
+        locate(base)
+    except WeightsError as error:
+        having = "".join(f", {name}" for name in transducers())
+        raise WeightsError(
+            f"{error}; or a transducer{having}, or the folder of its head (see `asr-stream models list`)"
+        ) from None
 
 
 def _given(adapter: str) -> Path | None:

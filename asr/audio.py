@@ -68,6 +68,7 @@ class Downmix:
     def __init__(self, sample_rate: int) -> None:
         self.n_samples = 0  # seen, over all channels
         self.bad_samples = 0  # of these, replaced by 0
+        self.loud_samples = 0  # of those, that are numbers
         self._filter = None
         if sample_rate != SAMPLE_RATE:
             # flat to 7 kHz, -117 dB above 8.5 kHz; "LQ" answers sooner, but cuts telephone speech at 3 kHz
@@ -80,9 +81,20 @@ class Downmix:
         self.n_samples += samples.size
         self.bad_samples += n_bad
         if n_bad:
+            self.loud_samples += int(np.count_nonzero(np.isfinite(samples[bad])))
             samples = np.where(bad, np.float32(0), samples)
         mono = samples.mean(axis=1, dtype=np.float32)
         return self._filter.resample_chunk(mono) if self._filter else mono
+
+    def complaint(self) -> str | None:
+        """What is wrong with the samples seen, if anything is: one line."""
+        n_no_numbers = self.bad_samples - self.loud_samples
+        wrong = [f"{n_no_numbers} samples were not numbers"] if n_no_numbers else []
+        if self.loud_samples:
+            wrong.append(
+                f"{self.loud_samples} samples were beyond {LOUDEST:.0f} times full scale, which is 1 in floats,"
+            )
+        return f"{' and '.join(wrong)} and became silence: export it again" if wrong else None
 
     def flush(self) -> Samples:
         """What the filter still holds, (m,); the next step starts a new stream."""
@@ -117,7 +129,7 @@ def stream_audio(path: str | PathLike[str] | Recording, block_seconds: float = 1
     with _open(path) as file:
         if file.samplerate < LOWEST_FILE_RATE:
             raise AudioError(
-                f"{path} has a sample rate of {file.samplerate} Hz: record it with {LOWEST_RATE} Hz or more"
+                f"{path} has a sample rate of {file.samplerate} Hz: record it with {LOWEST_FILE_RATE} Hz or more"
             )
         downmix = Downmix(file.samplerate)
         block: list[Samples] = []
@@ -129,10 +141,11 @@ def stream_audio(path: str | PathLike[str] | Recording, block_seconds: float = 1
         if not downmix.n_samples:
             raise AudioError(f"{path} holds no audio: record it again")
         yield np.concatenate([*block, downmix.flush()])
+    complaint = downmix.complaint()
     if downmix.bad_samples == downmix.n_samples:
-        raise AudioError(f"{path} holds no audio, only NaN or infinite samples: export it again")
-    if downmix.bad_samples:
-        logger.warning("%s: %d samples were not numbers and became silence", path, downmix.bad_samples)
+        raise AudioError(f"{path} holds no audio: {complaint}")
+    if complaint:
+        logger.warning("%s: %s", path, complaint)
 
 
 def duration(path: str | PathLike[str]) -> float | None:
@@ -167,8 +180,12 @@ class PcmDecoder:
 
     @property
     def bad_samples(self) -> int:
-        """How many samples so far were not numbers, and became 0."""
+        """How many samples so far were not numbers, or absurd, and became 0."""
         return self._downmix.bad_samples
+
+    def complaint(self) -> str | None:
+        """What is wrong with the samples so far, if anything is."""
+        return self._downmix.complaint()
 
     def feed(self, data: bytes) -> Samples:
         """The next packet -> the samples that it completes, (n,)."""

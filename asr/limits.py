@@ -32,10 +32,15 @@ def checked_hotwords(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_hotwords(given: str) -> tuple[str, ...]:
-    """`one, two words` or `@FILE` with a word or phrase per line. Raises OSError or ValueError."""
+    """`one, two words` or `@FILE` with a word or phrase per line. Raises ValueError with one line."""
     if given.startswith("@"):
         try:
             return checked_hotwords(Path(given[1:]).read_text(encoding="utf-8").splitlines())
+        except OSError as error:
+            raise ValueError(
+                f"hotwords {given}: {given[1:]} cannot be read ({error.strerror}): name a file with a word or phrase"
+                " a line, or list them without @, with commas between"
+            ) from error
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{given[1:]} is no text in UTF-8: hotwords are a word or phrase per line"

@@ -163,7 +163,7 @@ def evaluate(
         realtime=realtime,
         resume=resume,
     )
-    done = total = 0
+    done, total = 0, n_recognitions
     try:
         with house.progress("evaluating") as show:
 

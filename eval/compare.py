@@ -9,7 +9,7 @@ from eval.datasets import DatasetError, json_lines
 from eval.report import value_at
 from eval.wer import Difference, Edits, paired_bootstrap, pooled
 
-RATES = {"edits": "WER, streaming", "final_edits": "WER, finals"}  # by their key in utterances.jsonl
+RATES = {"edits": "WER, streaming text", "final_edits": "WER, finals"}  # by their key in utterances.jsonl
 OTHERS = (  # name, path in report.json, factor, unit
     ("Word shown after its end, median", ("emission_delay_ms", "p50"), 1, "ms"),
     ("the same with compute", ("computation_aware", "emission_delay_ms", "p50"), 1, "ms"),

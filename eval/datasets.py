@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+MANIFEST_LINE = '{"audio": "clips/1.wav", "text": "what is said"}'  # as an example
+LABELS_LINE = '{"id": "1", "words": [["what", 0.2], ["is", 0.4], ["said", 0.8]]}'
+
 
 class DatasetError(ValueError):
     """Data that cannot be evaluated; the message is one line and says where."""
@@ -50,7 +53,7 @@ def load(path: Path | str, split: str | None = None, *, labels: Path | str | Non
             raise DatasetError(f"{path}: a manifest has no split {split!r}; leave --split out")
         utterances = list(_manifest(path))
     else:
-        raise DatasetError(f"{path}: no such file or folder")
+        raise DatasetError(f"{path}: no such file or folder: {_advice(path, split)}")
     if not utterances:
         raise DatasetError(f"{path}: no utterances in it")
     _check_unique(path, utterances)
@@ -79,6 +82,14 @@ def download(root: Path | str, split: str) -> None:
         ) from error
 
 
+def _advice(path: Path, split: str | None) -> str:
+    """What to do where there is no data."""
+    at_once = "samples/manifest.jsonl works at once"
+    if path.suffix:
+        return f"check the path; {at_once}"
+    return f"`asr-stream eval {path} --split {split or 'test-clean'} --download` gets LibriSpeech; {at_once}"
+
+
 def _librispeech(path: Path, split: str | None) -> Iterator[Utterance]:
     for folder in _split_folders(path, split):
         corpus = f"librispeech/{folder.name}"
@@ -101,7 +112,11 @@ def _split_folders(path: Path, split: str | None) -> list[Path]:
     root = path / "LibriSpeech" if (path / "LibriSpeech").is_dir() else path
     splits = sorted({transcripts.parents[2] for transcripts in root.glob("*/*/*/*.trans.txt")})
     if not splits:
-        raise DatasetError(f"{path}: neither a manifest nor a LibriSpeech tree (no <split>/*/*/*.trans.txt)")
+        if manifests := sorted(path.glob("*.jsonl")):
+            raise DatasetError(f"{path}: this is a folder: name the manifest in it, {manifests[0]}")
+        raise DatasetError(
+            f"{path}: neither a manifest nor a LibriSpeech tree (no <split>/*/*/*.trans.txt): {_advice(path, split)}"
+        )
     chosen = [folder for folder in splits if split in (None, folder.name)]
     if not chosen:
         raise DatasetError(
@@ -120,17 +135,17 @@ def _transcripts(chapter: Path) -> dict[str, str]:
 
 
 def _manifest(path: Path) -> Iterator[Utterance]:
-    for where, row in json_lines(path):
+    for where, row in json_lines(path, MANIFEST_LINE):
         if not isinstance(row.get("audio"), str):
             raise DatasetError(f'{where}: no "audio" (a path relative to the manifest)')
         audio = path.parent / row["audio"]
         if not audio.is_file():
             raise DatasetError(f"{where}: no audio file {audio}")
         yield Utterance(
-            id=_text(where, row, "id") or Path(row["audio"]).with_suffix("").as_posix(),
+            id=_name(where, row, "id") or Path(row["audio"]).with_suffix("").as_posix(),
             audio=audio,
             text=_text(where, row, "text"),
-            speaker=_text(where, row, "speaker"),
+            speaker=_name(where, row, "speaker"),
             words=None if row.get("words") is None else _words(where, row["words"]),
             corpus=_text(where, row, "corpus"),
         )
@@ -140,8 +155,8 @@ def _with_labels(utterances: Sequence[Utterance], path: Path) -> list[Utterance]
     if not path.is_file():
         raise DatasetError(f"{path}: no such file")
     words: dict[str, tuple[TimedWord, ...]] = {}
-    for where, row in json_lines(path):
-        utterance_id = _text(where, row, "id")
+    for where, row in json_lines(path, LABELS_LINE):
+        utterance_id = _name(where, row, "id")
         if utterance_id is None or "words" not in row:
             raise DatasetError(f'{where}: needs "id" and "words"')
         words[utterance_id] = _words(where, row["words"])
@@ -150,8 +165,9 @@ def _with_labels(utterances: Sequence[Utterance], path: Path) -> list[Utterance]
     return [replace(one, words=words.get(one.id, one.words)) for one in utterances]
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of each line that is not blank."""
+def json_lines(path: Path, example: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, object) of each line that is not blank; where one is none, people are shown the `example`."""
+    advice = f"; a line looks like {example}" if example else ""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -163,9 +179,9 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DatasetError(f"{where}: bad JSON: {error.msg} at column {error.colno}") from error
+            raise DatasetError(f"{where}: bad JSON: {error.msg} at column {error.colno}{advice}") from error
         if not isinstance(row, dict):
-            raise DatasetError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+            raise DatasetError(f"{where}: a JSON object is needed, not {type(row).__name__}{advice}")
         yield where, row
 
 
@@ -173,9 +189,13 @@ def _text(where: str, row: dict[str, Any], key: str) -> str | None:
     value = row.get(key)
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int):  # ids and speakers are often numbers
-        return str(value)
-    raise DatasetError(f'{where}: "{key}" must be a string, not {type(value).__name__}')
+    raise DatasetError(f'{where}: "{key}" must be a string, not {json.dumps(value)[:20]}')
+
+
+def _name(where: str, row: dict[str, Any], key: str) -> str | None:
+    """Likewise, but ids and speakers are often numbers."""
+    value = row.get(key)
+    return str(value) if isinstance(value, int) else _text(where, row, key)
 
 
 def _words(where: str, rows: Any) -> tuple[TimedWord, ...]:

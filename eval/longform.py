@@ -95,7 +95,7 @@ class LongForm:
         table = Table("measure", title=title)
         for heading in ("joined", "one by one", "difference"):
             table.add_column(heading, justify="right")
-        for key, name in (("wer", "WER, streaming"), ("final_wer", "WER, finals")):
+        for key, name in (("wer", "WER, streaming text"), ("final_wer", "WER, finals")):
             if key in joined:
                 table.add_row(
                     name,

@@ -12,6 +12,8 @@ from eval.report import value_at
 WORST = 8  # utterances are shown
 DEFINITIONS = (
     ("WER", "edits per reference word, pooled, after Whisper's English normalizer; interval by utterance, 95 %."),
+    ("Streaming text", "the words as they came, without second pass; of a baseline, all that it has."),
+    ("Finals", "the words of the second pass, where there is one."),
     ("Shown after", "from a word's end until it was shown and did not change any more; matching words only."),
     ("Settled after", "the same until it was promised not to change."),
     ("With compute", "the time that the answer took is added, queues included."),
@@ -24,7 +26,7 @@ DEFINITIONS = (
 
 def headline(entries: Sequence[Entry]) -> Table:
     """The few numbers that a decision is made on, a line for each system."""
-    head = ("", "WER", "finals", "shown after, median / 95 %", "with compute", "settled after",
+    head = ("", "WER, streaming text", "WER, finals", "shown after, median / 95 %", "with compute", "settled after",
             "schedule, mean / 90 %", "withdrawn", "compute / audio")  # fmt: skip
     return _without_empty_columns(Table(head, tuple(_headline_row(entry) for entry in entries)))
 
@@ -123,10 +125,10 @@ def _measures(entries: Sequence[Entry]) -> Table:
         return tuple(f"{entry.summary[key]:.3f}" if key in entry.summary else "" for entry in entries)
 
     rows = (
-        ("WER", *percent("wer")),
-        ("edits", *edits("edits")),
-        ("WER of finals", *percent("final_wer")),
-        ("edits of finals", *edits("final_edits")),
+        ("WER, streaming text", *percent("wer")),
+        ("edits, streaming text", *edits("edits")),
+        ("WER, finals", *percent("final_wer")),
+        ("edits, finals", *edits("final_edits")),
         ("RWER", *percent("rwer")),
         ("ARWER", *percent("arwer")),
         ("shown after, ms", *points("emission_delay_ms")),
@@ -163,7 +165,8 @@ def _groups(entry: Entry) -> Iterator[Part]:
         )  # fmt: skip
         if len(rows) > 1:
             yield Heading(f"By {kind}")
-            yield _without_empty_columns(Table((kind, "utterances", "words", "WER", "finals"), rows))
+            head = (kind, "utterances", "words", "WER, streaming text", "WER, finals")
+            yield _without_empty_columns(Table(head, rows))
 
 
 def _worst(entry: Entry) -> Iterator[Part]:

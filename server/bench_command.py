@@ -69,9 +69,13 @@ def bench(
         ),
     ] = None,
     adapter: Adapter = None,
-    chunk_ms: Annotated[int, typer.Option(help="Audio per step; `compute` compares several.")] = 300,
+    chunk_ms: Annotated[
+        int, typer.Option(help="Audio per step; `compute` compares several if it is not given.")
+    ] = 300,
     delay_ms: Annotated[int, typer.Option(help="How long after its end a word is due.")] = 160,
-    beam: Annotated[int, typer.Option(help="Hypotheses of the search; `compute` compares several.")] = 1,
+    beam: Annotated[
+        int, typer.Option(help="Hypotheses of the search; `compute` compares several if it is not given.")
+    ] = 1,
     final_pass: Annotated[
         FinalPass,
         typer.Option(help="Of each utterance, as in `transcribe`: full, rescore or none."),
@@ -82,10 +86,8 @@ def bench(
     device: Device = "auto",
 ) -> None:
     """Measure speed: compute, concurrent streams, memory, an hour without a break. Ctrl-C keeps what there is."""
-    from rich.console import Console
-
     from server.outputs import writable_folder
-    from server.terminal import tell
+    from server.terminal import print_result, tell
     from streaming.session import SessionOptions
 
     house: House = context.obj
@@ -102,7 +104,8 @@ def bench(
     if others:
         raise ValueError("these reports are about one --model; lookahead compares several")
     house.check_final_pass(model, adapter, final_pass)
-    if house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context)):
+    given = house.set_by_user(context)
+    if house.decides_when_to_wait(model, adapter, asked="delay_ms" in given):
         delay_ms = 0
     device = str(house.place(device))
     bench = Bench(
@@ -118,6 +121,7 @@ def bench(
         seconds=seconds,
         minutes=minutes,
         seed=seed,
+        given=frozenset(given),
     )
     out = writable_folder(out or Path("runs") / f"bench-{Path(model).name}")
     header = {
@@ -140,7 +144,7 @@ def bench(
             if measured is not None:
                 own = {} if name == Report.COMPUTE else compared
                 _write(out, name, {"report": name.value} | header | own, measured)
-                Console().print(measured.table())
+                print_result(measured.table())
                 tell(f"{out / name}.json")
                 passed = passed and getattr(measured, "passed", True)
     if not passed:

@@ -55,6 +55,7 @@ class Bench:
     seconds: float
     minutes: float | None
     seed: int
+    given: frozenset[str]  # the options that the user has set: these `compute` does not vary
 
     @property
     def reports(self) -> dict[Report, Callable[[], Iterator[Measured]]]:
@@ -66,6 +67,15 @@ class Bench:
             Report.SOAK: self.soak,
         }
 
+    @property
+    def compared(self) -> list[dict[str, int]]:
+        """The rows of `compute`: several chunks and beams, but the user's own where they were set."""
+        chunks_ms = (self.options.chunk_ms,) if "chunk_ms" in self.given else CHUNKS_MS
+        beams = [beam for beam in BEAMS if beam > 1 or self.options.final_pass != "rescore"]
+        if "beam" in self.given:
+            beams = [self.options.beam]
+        return [{"chunk_ms": chunk_ms, "beam": beam} for chunk_ms in chunks_ms for beam in beams]
+
     def compute(self) -> Iterator[Measured]:
         import numpy as np
 
@@ -74,8 +84,7 @@ class Bench:
         from server.terminal import progress
 
         samples = np.concatenate(self._recordings(COMPUTE_S))[: int(COMPUTE_S * SAMPLE_RATE)]
-        beams = [beam for beam in BEAMS if beam > 1 or self.options.final_pass != "rescore"]
-        rows = [{"chunk_ms": chunk_ms, "beam": beam} for chunk_ms in CHUNKS_MS for beam in beams]
+        rows = self.compared
         with progress("compute") as show:
             engine = self._engine()
             for report in measure_compute(engine, samples, self.options, rows):

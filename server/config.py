@@ -6,7 +6,7 @@ import os
 import ssl
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     Field,
@@ -28,6 +28,18 @@ from asr.limits import MAX_BEAM, MAX_PROMPT_CHARS, checked_hotwords, checked_nam
 from streaming.session import DEFAULT_DELAY_MS, DEFAULT_PAUSE_MS, DELAY_MS, PAUSE_MS, SessionOptions
 
 PREFIX = "ASR_STREAM_"
+LIMITS = ("ge", "gt", "le", "multiple_of")  # as pydantic calls them
+ABOUT_LIMITS = {  # its errors
+    *(
+        "greater_than",
+        "greater_than_equal",
+        "less_than_equal",
+        "multiple_of",
+        "literal_error",
+        "finite_number",
+    ),
+    *("int_parsing", "int_from_float", "int_type", "float_parsing", "float_type"),
+}
 OTHER_VARIABLES = {"ASR_STREAM_CACHE", "ASR_STREAM_CONFIG"}  # of asr/weights.py and of the command line
 
 
@@ -227,19 +239,49 @@ def unknown_variables() -> list[str]:
 
 
 def _in_words(error: Any, file: Path | None, given: dict[str, Any]) -> str:
-    """One error of pydantic's, never with the value: it may be a key."""
+    """One error of pydantic's, as sessions say theirs where it is about a limit."""
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return str(message)
     name = str(error["loc"][0])
+    where = name
+    if name not in given:
+        if (variable := PREFIX + name.upper()) in map(str.upper, os.environ):
+            where = variable
+        elif file is not None:
+            where = f"{file}: {name}"
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        message = "no such setting" + (f": is it {near[0]}?" if near else "")
-    if name in given:
-        return f"{name}: {message}"
-    if (variable := PREFIX + name.upper()) in map(str.upper, os.environ):
-        return f"{variable}: {message}"
-    return f"{file}: {name}: {message}" if file is not None else f"{name}: {message}"
+        return f"{where}: no such setting" + (f": is it {near[0]}?" if near else "")
+    if name == "api_key":  # which is never shown
+        return (
+            f"{where} is empty: set a key, or leave it out"
+            if "short" in error["type"]
+            else f"{where}: {message}"
+        )
+    if error["type"] == "string_too_long":
+        return f"{where} may have {error['ctx']['max_length']} characters, not {len(error['input'])}"
+    if error["type"] in ABOUT_LIMITS and (allowed := _allowed(name)):
+        return f"{where} must be {allowed}, not {error['input']}"
+    return f"{where}: {message}"
+
+
+def _allowed(name: str) -> str:
+    """What a setting may be; nothing if it has neither choices nor limits."""
+    field = Settings.model_fields[name]
+    if get_origin(field.annotation) is Literal:
+        return f"one of {', '.join(get_args(field.annotation))}"
+    limits = {kind: getattr(each, kind) for each in field.metadata for kind in LIMITS if hasattr(each, kind)}
+    match limits:
+        case {"ge": least, "le": most}:
+            between = f"{least} to {most}"
+        case {"ge": least}:
+            between = f"{least} or more"
+        case {"gt": bound}:
+            between = f"more than {bound}"
+        case _:
+            return ""
+    return between + (f" in steps of {limits['multiple_of']}" if "multiple_of" in limits else "")
 
 
 def _listed(items: list[str]) -> tuple[str, ...]:

@@ -215,7 +215,7 @@ class Connection:
         session.receive(data)
         if session.bad_samples and not self._warned:
             self._warned = True
-            what = "samples that are not numbers were taken as silence: check the encoding"
+            what = "samples that are not numbers, or far too loud, were taken as silence: check the encoding"
             self._tell(Fault("bad_audio", what, fatal=False))
         self._arrivals.received(len(data))
         if session.backlog_ms > self._settings.max_backlog_s * 1000:

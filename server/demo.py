@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +17,7 @@ from server.child import ChildServer
 from server.client import StreamClient
 from server.local import converse
 from server.sources import spoken
-from server.terminal import TimedLines, screen
+from server.terminal import TimedLines, print_result, screen
 from streaming.events import Event, Final, Partial, Word
 
 BLOCK_MS = 100
@@ -96,7 +96,7 @@ async def show(server: ChildServer, clip: Path, chunk_ms: int) -> bool:
             await converse(client, spoken(clip, BLOCK_MS), hear)
     audio_s = len(samples) / SAMPLE_RATE
     rtf = (server.model_seconds() - computed_s) / audio_s
-    Console().print(*_findings(hearing, audio_s, rtf))
+    print_result(*_findings(hearing, audio_s, rtf))
     return bool(hearing.words)
 
 

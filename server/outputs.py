@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TextIO
 
+from asr.origins import DISK_IS_FULL
+
 
 class OutputError(ValueError):
     """What `--out` names cannot be written: one line that says why, and what to do."""
@@ -41,6 +43,8 @@ def replacing(path: Path | None) -> Iterator[TextIO | None]:
     if path is None:
         yield None
         return
+    if path == Path():  # what an empty word becomes, too
+        raise OutputError("--out names no file: give one, as in --out words.txt")
     special = os.path.exists(path) and not os.path.isfile(path)  # unlike Path's, no error in a closed folder
     draft = path if special else path.with_name(f"{path.name}.part")
     try:
@@ -52,9 +56,13 @@ def replacing(path: Path | None) -> Iterator[TextIO | None]:
             yield file
         if not special:
             draft.replace(path)
-    except BaseException:
+    except BaseException as error:
         if not special:
             draft.unlink(missing_ok=True)
+        if (
+            isinstance(error, OSError) and error.errno in DISK_IS_FULL and error.filename is None
+        ):  # as of a write
+            raise OutputError(f"--out {path}: {error.strerror}: free some, or name another place") from None
         raise
 
 

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from server.config import Settings
 from server.dialects import Terms
+from server.dialects.openai import error_body
 from server.door import AdmissionError, check
 from streaming.session import CHUNK_MS, DELAY_MS, PAUSE_MS
 
@@ -61,7 +62,7 @@ class Asset:
 
 
 def page_routes(terms: Terms, settings: Settings) -> list[Route]:
-    """`/`, the files under `/static/`, and `/v1/models`."""
+    """`/`, the files under `/static/`, `/v1/models`, and one of them."""
     started = int(time.time())
 
     async def models(request: Request) -> Response:
@@ -72,11 +73,23 @@ def page_routes(terms: Terms, settings: Settings) -> list[Route]:
             return refusal.response()
         return JSONResponse({"object": "list", "data": [_offer(terms, started)]})
 
+    async def model(request: Request) -> Response:
+        """The one of the list that is called so, or OpenAI's 404."""
+        try:
+            check(request, settings)
+        except AdmissionError as refusal:
+            return refusal.response()
+        if (name := request.path_params["id"]) != terms.model:
+            why = f"there is no model {name[:60]!r} here: /v1/models tells which there is"
+            return JSONResponse({"error": error_body("model_not_found", why, "model")}, 404)
+        return JSONResponse(_offer(terms, started))
+
     files = [path for path in STATIC.iterdir() if path.suffix in TYPES and path.name != "index.html"]
     return [
         Route("/", Asset(STATIC / "index.html").serve),
         *(Route(f"/static/{path.name}", Asset(path).serve) for path in sorted(files)),
         Route("/v1/models", models),
+        Route("/v1/models/{id:path}", model),  # which may be the path of a checkpoint
     ]
 
 

@@ -34,8 +34,8 @@ def read_pcm(pipe: Pipe, decoder: PcmDecoder) -> Iterator[Samples]:
     if not n_bytes:
         raise AudioError("stdin held no audio: pipe raw PCM into it, described by --encoding and --rate")
     yield decoder.flush()
-    if decoder.bad_samples:
-        tell(f"{decoder.bad_samples} samples were not numbers and became silence")
+    if complaint := decoder.complaint():
+        tell(complaint)
 
 
 def _is_file(data: bytes, encoding: Encoding) -> bool:

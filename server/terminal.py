@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -16,6 +16,7 @@ from rich.text import Text
 from streaming.events import Event, Final, Partial
 
 PATIENCE_S = 1.0  # shorter work needs no bar
+UNFOLDED = 1_000  # characters: more than any table has
 T = TypeVar("T")
 
 
@@ -83,6 +84,14 @@ def write_line(text: str) -> None:
     """To stdout, at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def print_result(*parts: RenderableType) -> None:
+    """To stdout: tables and lines, folded to a terminal's width; a file or a pipe has none."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    console.print(*parts)
 
 
 def tell(text: str) -> None:

@@ -26,6 +26,8 @@ from server.house import (
 if TYPE_CHECKING:
     from server.sources import Pipe
 
+OF_RAW_PCM = ("encoding", "rate", "channels")
+
 app = typer.Typer(add_completion=False)
 
 
@@ -59,7 +61,12 @@ def transcribe(
     from server.outputs import replacing
     from server.transcribe import transcribe as run
 
+    if not file:
+        raise ValueError("the file's name is empty: name a recording, or give - for raw PCM from stdin")
     house: House = context.obj
+    given = house.set_by_user(context)
+    if file != "-" and (wrong := [name for name in OF_RAW_PCM if name in given]):
+        raise ValueError(f"--{wrong[0]} is of raw PCM only: leave it out, or give - as the file")
     session = session_options(chunk_ms, delay_ms, pause_ms, final_pass, beam, prompt, hotwords)
     if file == "-":
         decoder = PcmDecoder(encoding, rate, channels)
@@ -69,13 +76,15 @@ def transcribe(
     if realtime:
         audio = sources.at_speed_of_speech(audio)
     house.check_final_pass(model, adapter, final_pass)
-    house.decides_when_to_wait(model, adapter, asked="delay_ms" in house.set_by_user(context))
+    house.decides_when_to_wait(model, adapter, asked="delay_ms" in given)
     with replacing(out) as target:
         engine = house.build_engine(
             model, slots=1, threads=threads, adapter=adapter, device=device, final_pass_thread=False
         )
-        finals, interrupted = run(engine, audio, session, length_s=length_s, form=form, target=target)
-    if interrupted:
+        made = run(engine, audio, session, length_s=length_s, form=form, target=target)
+    if made.interrupted:
+        where = f"in {out}" if out else "written"
+        terminal.tell(f"interrupted: what was said in the first {made.audio_s:.1f} s is {where}")
         raise typer.Exit(INTERRUPTED)
-    if not finals:
-        terminal.tell("no speech was recognised")
+    if not made.finals:
+        terminal.tell(made.why_nothing())

@@ -198,7 +198,7 @@ class Session:
 
     @property
     def bad_samples(self) -> int:
-        """NaN and infinite samples received, which were taken as silence."""
+        """NaN, infinite and absurdly loud samples received, which were taken as silence."""
         return self._pcm.bad_samples
 
     # -- the engine's side

@@ -11,7 +11,17 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.audio import MULAW, SAMPLE_RATE, AudioError, Encoding, PcmDecoder, duration, read_audio, stream_audio
+from asr.audio import (
+    LOWEST_FILE_RATE,
+    MULAW,
+    SAMPLE_RATE,
+    AudioError,
+    Encoding,
+    PcmDecoder,
+    duration,
+    read_audio,
+    stream_audio,
+)
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
@@ -138,8 +148,30 @@ def test_nan_in_a_file_becomes_silence(tmp_path: Path, caplog: pytest.LogCapture
     np.testing.assert_array_equal(read[300:], audio[300:, 0])
 
     soundfile.write(path, np.full(800, np.nan, np.float32), SAMPLE_RATE, subtype="FLOAT")
-    with pytest.raises(AudioError, match="only NaN"):
+    with pytest.raises(AudioError, match="holds no audio: 800 samples were not numbers"):
         read_audio(path)
+
+
+def test_what_is_far_too_loud_is_not_said_to_be_no_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "loud.wav"
+    audio = tone(0.5, SAMPLE_RATE)
+    audio[100:110] = 1e6
+    audio[200] = np.nan
+    soundfile.write(path, audio, SAMPLE_RATE, subtype="FLOAT")
+    with caplog.at_level(logging.WARNING):
+        assert not read_audio(path)[100:110].any()
+    assert "1 samples were not numbers and 10 samples were beyond 32768 times full scale" in caplog.text
+
+
+def test_a_rate_that_is_none_is_refused_with_the_lowest_that_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "slow.wav"
+    soundfile.write(path, tone(1, LOWEST_FILE_RATE - 1), LOWEST_FILE_RATE - 1)
+    with pytest.raises(AudioError, match="a sample rate of 999 Hz: record it with 1000 Hz or more"):
+        read_audio(path)
+    soundfile.write(path, tone(1, LOWEST_FILE_RATE), LOWEST_FILE_RATE)
+    assert len(read_audio(path)) == SAMPLE_RATE
 
 
 # --- PCM streams ------------------------------------------------------------------------------------

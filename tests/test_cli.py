@@ -108,9 +108,18 @@ def test_raw_pcm_comes_through_stdin(hearing):
     assert "young man" in done.stdout
 
 
-def test_silence_is_said_to_be_silent(hearing):
-    done = hearing("transcribe", "-", stdin=bytes(64_000))
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "no speech was recognised\n")
+@pytest.mark.parametrize(
+    ("level", "says"),
+    [
+        (0, ": there is no sound in it, or its channels cancel each other"),
+        (33, ": its loudest sample is 60 dB below full scale, perhaps too quiet to be heard: make it louder"),
+        (3277, ""),
+    ],
+)
+def test_silence_is_said_to_be_silent(hearing, level, says):
+    hum = (level * np.sin(2 * np.pi * 50 / 16_000 * np.arange(32_000))).round().astype("<i2")
+    done = hearing("transcribe", "-", stdin=hum.tobytes())
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"no speech was recognised{says}\n")
 
 
 @pytest.mark.parametrize(
@@ -148,6 +157,7 @@ def test_an_interrupted_transcription_keeps_what_was_heard(hearing, tmp_path: Pa
     monkeypatch.setattr("asr.audio.stream_audio", interrupted)
     done = hearing("transcribe", SAMPLES / "jfk.wav", "--format", "srt", "--out", tmp_path / "so-far.srt")
     assert done.exit_code == 130
+    assert done.stderr == f"interrupted: what was said in the first 4.8 s is in {tmp_path / 'so-far.srt'}\n"
     written = (tmp_path / "so-far.srt").read_text()
     assert "fellow" in written
     assert "country" not in written
@@ -174,7 +184,7 @@ def only_nan(folder: Path) -> Path:
         (write("empty.wav", b""), "is empty"),
         (write("text.wav", b"hello, I am no audio" * 99), "is not audio of a known kind"),
         (write("headless.wav", CLIP.read_bytes()[3000:]), "is not audio of a known kind"),
-        (only_nan, "only NaN or infinite samples"),
+        (only_nan, "holds no audio: 16000 samples were not numbers and became silence"),
     ],
 )
 def test_bad_audio_is_one_line_and_exit_code_2(hearing, tmp_path: Path, make, message):
@@ -194,6 +204,10 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
     ("words", "message"),
     [
         (("transcribe", CLIP, "--model", "huge.xx"), "name one of tiny.en, base.en, or a checkpoint's path"),
+        (
+            ("transcribe", CLIP, "--model", "huge.xx"),
+            "ancat-tiny.en-80, or the folder of its head (see `asr-stream",
+        ),
         (("transcribe", CLIP, "--model", "ancat-tiny.en-9"), "no transducer ancat-tiny.en-9 comes with"),
         (("transcribe", CLIP, "--model", CLIP), "comes with the project (it has those of: tiny.en, base.en)"),
         (("transcribe", CLIP, "--model", CLIP, "--adapter", "none"), "neither an OpenAI checkpoint"),
@@ -207,15 +221,33 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         ),
         (("transcribe", CLIP, "--device", "gpu"), "no device is called 'gpu': use auto, cpu, cuda or cuda:N"),
         (("transcribe", CLIP, "--hotwords", "Ada, ?"), "a hotword must have a letter or digit, not '?'"),
-        (("transcribe", CLIP, "--hotwords", "@/no/such/file"), "/no/such/file: No such file"),
+        (
+            ("transcribe", CLIP, "--hotwords", "@/no/such/file"),
+            "hotwords @/no/such/file: /no/such/file cannot be read (No such file or directory): name a file with",
+        ),
+        (("transcribe", ""), "the file's name is empty: name a recording, or give - for raw PCM from stdin"),
+        (("transcribe", CLIP, "--out", ""), "--out names no file: give one, as in --out words.txt"),
+        (
+            ("transcribe", CLIP, "--model", ""),
+            "the model's name is empty: name one of `asr-stream models list`",
+        ),
+        (
+            ("transcribe", CLIP, "--adapter", ""),
+            "the adapter's name is empty: name its folder, or leave it out",
+        ),
+        (
+            ("transcribe", CLIP, "--rate", 8000),
+            "--rate is of raw PCM only: leave it out, or give - as the file",
+        ),
+        (("transcribe", CLIP, "--channels", 2, "--encoding", "s16le"), "--encoding is of raw PCM only"),
         (("transcribe", "-", "--rate", 1), "a sample rate of 1 Hz is out of range"),
         (
             ("transcribe", CLIP, "--out", "/no/such/folder/out.txt"),
             "there is no folder /no/such/folder: make it first",
         ),
         (("transcribe", CLIP, "--out", SAMPLES), "is a folder: name a file in it"),
-        (("serve", "--port", 99_999), "port: Input should be less than or equal to 65535"),
-        (("serve", "--log-level", "loud"), "log_level: Input should be 'debug'"),
+        (("serve", "--port", 99_999), "port must be 0 to 65535, not 99999"),
+        (("serve", "--log-level", "loud"), "log_level must be one of debug, info, warning, error, not loud"),
         (("serve", "--final-pass", "rescore"), "ask for a beam of 2 to 8"),
         (("serve", "--final-pass", "rescore", "--beam", 2), "tiny.en cannot rescore utterances"),
         (("serve", "--device", "gpu"), "device: no device is called 'gpu'"),
@@ -247,7 +279,10 @@ def test_the_defaults_of_commands_are_those_of_sessions() -> None:
         (("bench", "lookahead", "--model", "x", "--out", CLIP), f"{CLIP} is a file: name a folder"),
         (("train", "ancat", SAMPLES / "manifest.jsonl", "--out", CLIP), f"{CLIP} is a file: name a folder"),
         (("train", "careless", "--data", SAMPLES, "--out", "/tmp"), "aligned.jsonl: No such file"),
-        (("models", "path", "huge.xx"), "name one of"),
+        (
+            ("models", "path", "huge.xx"),
+            "or a transducer, ancat-tiny.en-320, ancat-tiny.en-80, or the folder",
+        ),
         (("bench", "--chunk-ms", 10), "chunk_ms must be"),
         (("demo", "--clip", "/no/such.wav"), "/no/such.wav does not exist"),
         (("demo", "--model", "huge.xx"), "huge.xx is neither a file nor a base model"),
@@ -282,7 +317,8 @@ def test_an_adapter_that_is_not_there_is_named(cli, tmp_path: Path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_one_line(hearing):
     assert_refused(
-        hearing("transcribe", CLIP, "--format", "json", "--out", "/dev/full"), "No space left on device"
+        hearing("transcribe", CLIP, "--format", "json", "--out", "/dev/full"),
+        "--out /dev/full: No space left on device: free some, or name another place",
     )
 
 
@@ -302,7 +338,9 @@ def test_models_are_listed_with_what_is_here(cli):
     listed = cli("models", "list").stdout
     assert "tiny.en" in listed
     assert "base.en" in listed
+    assert "this project, on tiny.en" in listed  # nothing is folded where there is no terminal
     path = Path(cli("models", "path").stdout.strip())
+    assert str(path) in listed
     assert path.name == "tiny.en.pt"
     assert cli("models", "verify").stdout == f"{path} is right\n"
     assert cli("models", "fetch").stdout == f"{path}\n"
@@ -338,6 +376,16 @@ def test_an_interrupted_evaluation_says_how_to_go_on(hearing, tmp_path: Path, mo
     assert done.exit_code == 130
     assert "interrupted: 0 of " in done.stderr
     assert "the same command goes on from there" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("transcribe", CLIP), ("eval", SAMPLES / "manifest.jsonl")])
+def test_a_command_that_is_interrupted_before_its_work_says_so(cli, command, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asr_stream.decides_when_to_wait", interrupt)
+    done = cli(*command)
+    assert (done.exit_code, done.stderr) == (130, "asr-stream: interrupted\n")
 
 
 def test_alignment_and_training_go_on_where_they_stopped(cli, make_tiny, tmp_path: Path, monkeypatch):

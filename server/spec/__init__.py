@@ -16,7 +16,7 @@ def spec_routes(
     settings: Settings, dialects: Mapping[str, type[Dialect]], pages: Iterable[Route]
 ) -> list[Route]:
     """`/openapi.json` and `/asyncapi.json`; they tell no more than who reads README.md knows, so to anyone."""
-    http = JSONResponse(openapi(settings, [page.path for page in pages]))
+    http = JSONResponse(openapi(settings, [page.path_format for page in pages]))
     sockets = asyncapi(settings, dialects)
 
     async def tell_http(_: Request) -> Response:

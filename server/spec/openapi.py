@@ -39,6 +39,7 @@ WHY = {  # a status that refuses
     "400": "the form or the audio cannot be used",
     "401": "the key is missing, wrong, or in the wrong place",
     "403": "the origin of the page is not allowed",
+    "404": "the server's model has another name",
     "408": "the file came too slowly, or not at all",
     "413": "the file is too big",
     "500": "the server failed: try again",
@@ -54,6 +55,7 @@ def openapi(settings: Settings, pages: Iterable[str]) -> Document:
     paths: Document = {
         "/v1/audio/transcriptions": {"post": _transcriptions(settings)},
         "/v1/models": {"get": _models()},
+        "/v1/models/{id}": {"get": _one_model()},
         "/healthz": {"get": _health()},
         "/readyz": {"get": _readiness()},
         "/metrics": {"get": _operation("metrics", "Measurements, for Prometheus.", PLAIN, TEXT)},
@@ -144,8 +146,28 @@ def _told() -> Schema:
 
 
 def _models() -> Document:
+    models = record(object={"const": "list"}, data=array(_model(), minItems=1))
+    operation = _operation("models", "The server's model, and what may be asked of it.", JSON, models)
+    return _for_known_clients(operation)
+
+
+def _one_model() -> Document:
+    operation = _operation("model", "The server's model by its name, as /v1/models has it.", JSON, _model())
+    operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": TEXT}]
+    operation["responses"] |= _refusals(OPENAI_ERROR, "404")
+    return _for_known_clients(operation)
+
+
+def _for_known_clients(operation: Document) -> Document:
+    """It wants the key, in either place."""
+    operation["security"] = [{"bearer": []}, {"token": []}]
+    operation["responses"] |= _refusals(NATIVE_ERROR, "401", "403")
+    return operation
+
+
+def _model() -> Schema:
     least_to_most = record(**dict.fromkeys(("least", "most", "step", "default"), INTEGER))
-    model = record(
+    return record(
         id=TEXT,
         object={"const": "model"},
         created=INTEGER,
@@ -156,11 +178,6 @@ def _models() -> Document:
         delay_ms=maybe(least_to_most) | {"description": "null: the model has learnt when to wait"},
         final_pass=record(choices=array(one_of(FINAL_PASSES)), default=one_of(FINAL_PASSES)),
     )
-    models = record(object={"const": "list"}, data=array(model, minItems=1))
-    operation = _operation("models", "The server's model, and what may be asked of it.", JSON, models)
-    operation["security"] = [{"bearer": []}, {"token": []}]
-    operation["responses"] |= _refusals(NATIVE_ERROR, "401", "403")
-    return operation
 
 
 def _health() -> Document:

@@ -136,7 +136,9 @@ def test_hotwords_come_as_a_list_or_in_a_file(tmp_path: Path) -> None:
     assert read_hotwords("Ada,  Mont   Blanc ,,Ada") == ("Ada", "Mont Blanc")
     (tmp_path / "words.txt").write_text("Ada\n\nMont Blanc, Chamonix\n", encoding="utf-8")
     assert read_hotwords(f"@{tmp_path / 'words.txt'}") == ("Ada", "Mont Blanc, Chamonix")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(
+        ValueError, match=r"hotwords @.*none\.txt cannot be read \(No such file or directory\): name"
+    ):
         read_hotwords(f"@{tmp_path / 'none.txt'}")
     (tmp_path / "words.bin").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="UTF-8"):

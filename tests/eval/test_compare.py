@@ -42,7 +42,7 @@ def test_the_better_one_is_told_with_its_probability(tmp_path: Path) -> None:
     table = compare(a, b)
     assert "3 common utterances; 1 more in A, 0 in B." in table
     # 9 errors in 30 words against 4; the differences are 2, 1 and 2 words of ten: 10 to 20 points
-    assert "| WER, streaming | 30.00% | 13.33% | -16.67 points | -20.00 to -10.00 | 100.0% |" in table
+    assert "| WER, streaming text | 30.00% | 13.33% | -16.67 points | -20.00 to -10.00 | 100.0% |" in table
     assert "| Word shown after its end, median | 400 ms | 350 ms | -50 ms | | |" in table
     assert "| Latency of the schedule, mean of frames | 81 ms | 69 ms | -12 ms | | |" in table
     assert "finals" not in table

@@ -107,11 +107,18 @@ def test_word_times_may_come_from_a_file_of_their_own(tree: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (['{"audio": '], r"manifest.jsonl:1: bad JSON: .* at column \d+"),
+        (
+            ['{"audio": '],
+            r'manifest.jsonl:1: bad JSON: .* at column \d+; a line looks like {"audio": "clips/1.wav", "text": "what',
+        ),
         (['{"audio": "a.wav"}', "[1]"], "manifest.jsonl:2: a JSON object is needed, not list"),
         ([{"text": "hi"}], 'manifest.jsonl:1: no "audio"'),
         ([{"audio": "b.wav"}], "manifest.jsonl:1: no audio file .*b.wav"),
-        ([{"audio": "a.wav", "text": ["hi"]}], 'manifest.jsonl:1: "text" must be a string, not list'),
+        ([{"audio": "a.wav", "text": ["hi"]}], 'manifest.jsonl:1: "text" must be a string, not \\["hi"\\]'),
+        (
+            [{"audio": "a.wav"}, {"audio": "a.wav", "text": 7}],
+            'manifest.jsonl:2: "text" must be a string, not 7',
+        ),
         ([{"audio": "a.wav", "words": [["hi"]]}], 'manifest.jsonl:1: "words" must be'),
         ([{"audio": "a.wav", "words": [["hi", "soon"]]}], 'manifest.jsonl:1: "words" must be'),
         ([{"audio": "a.wav", "words": 3}], 'manifest.jsonl:1: "words" must be'),
@@ -140,6 +147,24 @@ def test_bad_paths_and_splits_are_one_clear_line(tree: Path, tmp_path: Path) -> 
         load(tmp_path / "a.wav")
     with pytest.raises(DatasetError, match=r"labels\.jsonl: no such file"):
         load(tree, labels=tmp_path / "labels.jsonl")
+
+
+def test_where_nothing_is_the_error_says_what_works(tmp_path: Path) -> None:
+    data, empty = tmp_path / "LibriSpeech", tmp_path / "empty"
+    empty.mkdir()
+    for nothing, split in ((data, "test-other"), (empty, None)):
+        with pytest.raises(DatasetError) as caught:
+            load(nothing, split)
+        command = f"`asr-stream eval {nothing} --split {split or 'test-clean'} --download`"
+        assert command in str(caught.value)
+        assert "samples/manifest.jsonl works at once" in str(caught.value)
+    with pytest.raises(
+        DatasetError, match=r"no such file or folder: check the path; samples/manifest\.jsonl"
+    ):
+        load(tmp_path / "mine.jsonl")
+    path = manifest(tmp_path, {"audio": "a.wav"})
+    with pytest.raises(DatasetError, match=f"name the manifest in it, {path}$"):
+        load(tmp_path)
 
 
 def test_audio_without_a_transcript_is_an_error(tree: Path) -> None:

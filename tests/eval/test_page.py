@@ -47,6 +47,7 @@ def test_the_headline_comes_first_and_the_pictures_before_the_details() -> None:
     text = page(entries(sweep(baselines=["offline", "local-agreement"]))).as_markdown()
     lines = text.splitlines()
     assert lines[0] == "# tiny.en, chunks of 300 ms"
+    assert "|  | WER, streaming text | WER, finals | shown after, median / 95 % |" in text
     assert "| asr-stream, 300 ms | 25.0% (0.0 to 50.0) | 25.0% (0.0 to 50.0) | 200 / 200 ms" in text
     assert "| LocalAgreement-2 | 25.0% (0.0 to 50.0) |  | 200 / 200 ms" in text
     order = [

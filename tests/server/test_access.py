@@ -24,6 +24,7 @@ PAIR = f"Sec-WebSocket-Protocol: token, {KEY}"
 WRONG = "Authorization: Bearer a-keY"
 FOREIGN = "Origin: https://evil.example"
 MODELS = "/v1/models"
+MODEL = "/v1/models/fake.en"
 LISTEN = "/v1/listen?encoding=linear16&sample_rate=16000"
 QUERY = f"?token={KEY}"
 
@@ -59,6 +60,7 @@ async def ask(running: Running, path: str, *headers: str, host: str = "127.0.0.1
         *(("/vosk", header) for header in ("", WRONG, TOKEN, PAIR)),
         *((FILES, header) for header in ("", WRONG, TOKEN, HIDDEN, f"Cookie: token={KEY}")),
         *((MODELS, header) for header in ("", WRONG, TOKEN)),
+        (MODEL, ""),
         ("/v1/stream?key=a-key", ""),
         ("/v1/stream?token=a-key%00", ""),
         (f"{LISTEN}&token={KEY}", ""),
@@ -93,6 +95,7 @@ def test_who_has_no_key_is_told_where_it_goes(path, header):
         ("/vosk", BEARER, 101),
         (f"{MODELS}{QUERY}", "", 200),
         (MODELS, BEARER, 200),
+        (MODEL, BEARER, 200),
         (FILES, BEARER, 400),  # let in: what is missing is the form
     ],
 )

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from asr.checkpoint import Whisper
 from server import bench_command
 from server.bench import BenchReport, CapacityReport, MemoryPoint, MemoryReport, find_capacity, measure_memory
 from server.bench_compute import HOOKS, OTHER, SECOND_PASS, STAGES, StageClock, measure_compute, timed_stages
+from server.bench_reports import BEAMS, CHUNKS_MS
 from server.child import child_server
 from server.load import LoadReport
 from streaming.engine import Engine
@@ -200,12 +201,15 @@ def test_compute_is_measured_stage_by_stage(tiny: Whisper, jfk) -> None:
 class House:
     """A front door without models: one report is scripted by each test."""
 
-    def __init__(self, long: Callable[..., object], *, decides: bool = False) -> None:
+    def __init__(
+        self, long: Callable[..., object], *, decides: bool = False, given: Iterable[str] = ()
+    ) -> None:
         self.measure_long = long
         self.decides = decides
+        self.given = {"delay_ms", *given}
 
     def set_by_user(self, context: typer.Context) -> set[str]:
-        return {"delay_ms"}
+        return self.given
 
     def check_final_pass(self, model: str, adapter: str | None, final_pass: str) -> None:
         assert final_pass in ("full", "none")
@@ -292,6 +296,30 @@ def test_a_model_that_decides_when_to_wait_is_asked_for_no_delay(
     done = bench(House(long, decides=True), "long", "--delay-ms", 400)
     assert done.exit_code == 0, done.exception
     assert json.loads((tmp_path / "out" / "long.json").read_text())["delay_ms"] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ((), [(chunk_ms, beam) for chunk_ms in CHUNKS_MS for beam in BEAMS]),
+        (("chunk_ms",), [(400, beam) for beam in BEAMS]),
+        (("beam",), [(chunk_ms, 2) for chunk_ms in CHUNKS_MS]),
+        (("chunk_ms", "beam"), [(400, 2)]),
+    ],
+)
+def test_compute_is_measured_of_what_was_asked_for(
+    bench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, given: Sequence[str], rows: object
+) -> None:
+    measured: list[dict[str, int]] = []
+    monkeypatch.setattr(
+        bench_command.Bench, "compute", lambda self: iter(measured.extend(self.compared) or ())
+    )
+    words = {"chunk_ms": ("--chunk-ms", 400), "beam": ("--beam", 2)}
+    done = bench(
+        House(lambda: None, given=given), "compute", *(word for name in given for word in words[name])
+    )
+    assert done.exit_code == 0, done.exception
+    assert [(row["chunk_ms"], row["beam"]) for row in measured] == rows
 
 
 def test_ctrl_c_keeps_what_was_measured(

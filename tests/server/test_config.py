@@ -65,8 +65,12 @@ def test_settings_are_frozen_and_do_not_show_the_key():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("port = 70_000", "s.toml: port: Input should be less than or equal to 65535"),
+        ("port = 70_000", "s.toml: port must be 0 to 65535, not 70000"),
         ("slot = 4", "s.toml: slot: no such setting: is it slots?"),
+        ('final_pass = "half"', "s.toml: final_pass must be one of full, rescore, none, not half"),
+        ("max_backlog_s = 0", "s.toml: max_backlog_s must be more than 0, not 0"),
+        (f'prompt = "{"a" * 3000}"', "s.toml: prompt may have 2000 characters, not 3000"),
+        ("host = 5", "s.toml: host: Input should be a valid string"),
         ("[server]\nport = 1", "s.toml: server: no such setting"),
         ("port = ", "s.toml: Invalid value"),
         ('prompt = "\xff"', "s.toml: 'utf-8' codec can't decode"),
@@ -85,10 +89,20 @@ def test_a_wrong_file_is_one_line_that_names_it_and_the_key(tmp_path, text, word
 
 def test_a_wrong_variable_is_named_as_such(monkeypatch, tmp_path):
     monkeypatch.setenv("ASR_STREAM_SLOTS", "none")
-    with pytest.raises(ConfigError, match=r"^ASR_STREAM_SLOTS: Input should be a valid integer"):
+    with pytest.raises(ConfigError, match=r"^ASR_STREAM_SLOTS must be 1 or more, not none$"):
         read_settings(written(tmp_path / "s.toml", "slots = 0"))
-    with pytest.raises(ConfigError, match=r"^slots: Input should be greater than or equal to 1$"):
+    with pytest.raises(ConfigError, match=r"^slots must be 1 or more, not 0$"):
         read_settings(slots=0)
+    monkeypatch.delenv("ASR_STREAM_SLOTS")
+    with pytest.raises(ConfigError, match=r"^delay_ms must be 0 to 600 in steps of 20, not 30$"):
+        read_settings(delay_ms=30)
+    with pytest.raises(
+        ConfigError, match=r"^chunk_ms must be 100 to 1000 in steps of 20, not 5; beam must be"
+    ):
+        read_settings(chunk_ms=5, beam=0)
+    monkeypatch.setenv("ASR_STREAM_API_KEY", "")
+    with pytest.raises(ConfigError, match=r"^ASR_STREAM_API_KEY is empty: set a key, or leave it out$"):
+        read_settings()
 
 
 def test_a_file_that_is_not_there_is_not_an_empty_one(tmp_path):

@@ -5,7 +5,7 @@ import tomllib
 from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 from starlette.testclient import TestClient
@@ -260,6 +260,19 @@ def test_a_model_that_has_learnt_when_to_wait_offers_no_delay():
     assert Native.parse({}, terms).options.delay_ms == 0
     with pytest.raises(ValueError, match=r"fake\.en has learnt when to wait: leave delay_ms out"):
         Native.parse({"delay_ms": "160"}, terms)
+
+
+@pytest.mark.parametrize("name", ["fake.en", "/srv/heads/ancat 80"])
+def test_one_model_is_the_list_s_and_another_is_not_there(name):
+    engine = FakeEngine()
+    engine.model_name = name
+    client = TestClient(create_app(engine, Settings()), "http://localhost")
+    (model,) = client.get("/v1/models").json()["data"]
+    assert client.get(f"/v1/models/{quote(name, safe='')}").json() == model
+    answer = client.get("/v1/models/whisper-1")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "no model 'whisper-1' here: /v1/models tells" in error["message"]
 
 
 @pytest.mark.parametrize(
