@@ -1,9 +1,11 @@
 """A pytest plugin that mends what Triton 3.6's interpreter gets wrong.
 
 Its scalars are arrays of one element, which NumPy 2.4 takes for no index; its products of bfloat16 multiply the bits
-that stand for the numbers; and it rounds to bfloat16 towards zero, not to the nearest.
+that stand for the numbers; and it rounds to bfloat16 towards zero, not to the nearest. And what makes it slow: it
+prepares its language anew at every call of a function within a kernel, though the kernel's launch has just done so.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,6 +35,16 @@ def _cast_to_nearest(builder: Any, source: Any, wanted: Any) -> Any:
     return interpreter.TensorHandle(bits, tl.bfloat16)
 
 
+#: Of a function within a kernel: once, as this is never undone.
+_prepare = cache(interpreter._patch_lang)
+
+
+def _call_prepared(function: Any, *args: Any, **kwargs: Any) -> Any:
+    _prepare(function.fn)
+    return function.rewrite()(*args, **kwargs)
+
+
+interpreter.InterpretedFunction.__call__ = _call_prepared
 interpreter._patch_lang_tensor = _patch_tensor_with_index
 interpreter.InterpreterBuilder.create_dot = _dot_of_numbers
 interpreter.InterpreterBuilder.cast_impl = _cast_to_nearest
