@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,73 +17,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from server import engine_process
 from server import worker as worker_module
 from server.engine_process import EngineDied, EngineProcess
 from server.worker import Worker
-from streaming.engine import Engine
 from streaming.events import Closed, Event, Fault, Final, Finalized, Partial
-from streaming.recognizer import WhisperRecognizer
 from streaming.session import Full, Session, SessionOptions
-from tests.conftest import random_whisper
+from tests.server.engines import (
+    Nothing,
+    build,
+    build_nothing,
+    build_picky,
+    build_unportable,
+    die,
+)
 
 PATIENCE_S = 60
 RATE = 16_000
 OPTIONS = SessionOptions(chunk_ms=400, final_pass="none")
-
-
-class Nothing(ValueError):
-    """That is not what it is called where it is caught."""
-
-
-def build(slots: int) -> Engine:
-    torch.set_num_threads(1)
-    return Engine(WhisperRecognizer(random_whisper(0)), random_whisper(0), "tiny", slots)
-
-
-def build_nothing() -> Engine:
-    raise Nothing("there are no weights: fetch some")
-
-
-class Unportable(Exception):
-    """Pickle would make it anew of its message alone."""
-
-    def __init__(self, message: str, lock: object) -> None:
-        super().__init__(message)
-        self.lock = lock
-
-
-def build_unportable() -> Engine:
-    raise Unportable("the disk is gone", threading.Lock())
-
-
-def build_picky(slots: int) -> Engine:
-    """Of whose sessions one cannot be opened."""
-    engine = build(slots)
-    open_any = engine.open
-
-    def open_one(options: SessionOptions, **how: Any) -> Session:
-        if options.prompt == "worse":
-            raise KeyError(options.prompt)
-        return open_any(options, **how)
-
-    engine.open = open_one  # type: ignore[method-assign]
-    return engine
-
-
-def build_for_ever() -> Engine:
-    """Tells its number before it hangs."""
-    sys.stdout.write(f"{os.getpid()}\n")
-    sys.stdout.flush()
-    while True:
-        time.sleep(60)
-
-
-def die() -> None:
-    os._exit(3)
 
 
 def lives(pid: int) -> bool:
@@ -99,19 +53,59 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").glob("*")))
 
 
-@pytest.fixture
-def process() -> Iterator[EngineProcess]:
-    engine = EngineProcess(partial(build, 2), 2)
-    yield engine
-    engine.close()
+@pytest.fixture(scope="module")
+def shared() -> Iterator[EngineProcess]:
+    process = EngineProcess(partial(build_picky, 2), 2)
+    yield process
+    process.close()
 
 
 @pytest.fixture
-def worker(process: EngineProcess) -> Iterator[Worker]:
-    worker = Worker(process)
-    worker.start()
-    yield worker
-    worker.stop()
+def process(shared: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineProcess]:
+    """It outlives its workers, and is left as it was found: no session is open, and nothing is still to be told."""
+    for name in ("stepped", "second_pass_ended"):
+        monkeypatch.setattr(shared, name, getattr(shared, name))
+    monkeypatch.setattr(shared, "close", lambda: None)
+    yield shared
+    for session in shared.sessions:
+        session.abort()
+    shared.step()
+    hear_out(shared)
+    assert shared.free_slots == 2 and shared.restarts == 0
+
+
+@pytest.fixture
+def mortal() -> Iterator[EngineProcess]:
+    """For a test that leaves it as it was not."""
+    process = EngineProcess(partial(build, 2), 2)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def work(process: EngineProcess) -> Iterator[Callable[..., Worker]]:
+    """Starts a worker."""
+    with ExitStack() as stack:
+
+        def start(**how: Any) -> Worker:
+            worker = Worker(process, **how)
+            stack.callback(worker.stop)
+            worker.start()
+            return worker
+
+        yield start
+
+
+@pytest.fixture
+def worker(work: Callable[..., Worker]) -> Worker:
+    return work()
+
+
+def hear_out(process: EngineProcess) -> None:
+    """It tells things in order: all that it had to tell has come when one more session is over."""
+    last = process.open(OPTIONS)
+    last.finish()
+    until(lambda: process.step() or bool(last.events() and last.closed))
 
 
 def converse(session: Session, samples: np.ndarray, news: "queue.Queue[None]") -> list[Event]:
@@ -132,7 +126,9 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_it_says_what_an_engine_here_says(process: EngineProcess, worker: Worker, jfk: Tensor) -> None:
+def test_it_says_what_an_engine_here_says(mortal: EngineProcess, jfk: Tensor) -> None:
+    process, worker = mortal, Worker(mortal)
+    worker.start()
     news: queue.Queue[None] = queue.Queue()
     there = converse(process.open(OPTIONS, notify=lambda: news.put(None)), jfk.numpy(), news)
     engine = build(1)
@@ -153,6 +149,7 @@ def test_it_says_what_an_engine_here_says(process: EngineProcess, worker: Worker
     hasty = converse(process.open(asked, notify=lambda: news.put(None)), jfk.numpy(), news)
     finals = [[event.text for event in events if isinstance(event, Final)] for events in (here, hasty)]
     assert finals[0] == finals[1]
+    worker.stop()
 
 
 def test_an_end_that_the_client_asks_for_is_heard_there(
@@ -196,31 +193,28 @@ def test_what_cannot_be_asked_is_refused_here(process: EngineProcess) -> None:
         process.open(replace(OPTIONS, final_pass="rescore", beam=4))
 
 
-def test_audio_waits_here_while_it_computes(process: EngineProcess) -> None:
+def test_audio_waits_here_while_it_computes(process: EngineProcess, work: Callable[..., Worker]) -> None:
     """What was sent ahead is little, so that who sends too fast is told to wait."""
     session = process.open(OPTIONS)
     session.receive_samples(np.zeros(20 * RATE, np.float32))
     assert session.backlog_ms == 20_000
     process.step()
     assert session.backlog_ms == 20_000 - 2 * OPTIONS.chunk_ms
-    worker = Worker(process)
-    worker.start()
+    work()
     until(lambda: session.decoded_ms >= 19_600)
     assert session.backlog_ms < OPTIONS.chunk_ms
-    worker.stop()
 
 
-def test_its_batches_are_counted(process: EngineProcess) -> None:
+def test_its_batches_are_counted(process: EngineProcess, work: Callable[..., Worker]) -> None:
     steps: queue.Queue[tuple[float, int]] = queue.Queue()
-    worker = Worker(process, stepped=lambda *step: steps.put(step))
-    worker.start()
+    work(stepped=lambda *step: steps.put(step))
     process.open(OPTIONS).receive_samples(np.zeros(RATE, np.float32))
     seconds, rows = steps.get(timeout=PATIENCE_S)
     assert seconds > 0 and rows == 1
-    worker.stop()
 
 
-def test_a_process_that_dies_is_replaced(process: EngineProcess, jfk: Tensor, caplog) -> None:
+def test_a_process_that_dies_is_replaced(mortal: EngineProcess, jfk: Tensor, caplog) -> None:
+    process = mortal
     warmed: list[int] = []
     files, threads = open_files(), threading.active_count()
 
@@ -270,10 +264,9 @@ def test_why_there_is_no_engine_is_told_here() -> None:
         EngineProcess(partial(build, 1), 1, prepare=die)
 
 
-def test_a_session_that_cannot_be_opened_there_costs_no_other(jfk: Tensor, caplog) -> None:
-    process = EngineProcess(partial(build_picky, 2), 2)
-    worker = Worker(process)
-    worker.start()
+def test_a_session_that_cannot_be_opened_there_costs_no_other(
+    process: EngineProcess, worker: Worker, jfk: Tensor
+) -> None:
     news: queue.Queue[None] = queue.Queue()
     good = process.open(OPTIONS, notify=lambda: news.put(None))
     bad = process.open(replace(OPTIONS, prompt="worse"))
@@ -282,19 +275,20 @@ def test_a_session_that_cannot_be_opened_there_costs_no_other(jfk: Tensor, caplo
     assert isinstance(fault, Fault) and fault.fatal and "KeyError" in fault.message
     assert isinstance(converse(good, jfk.numpy()[:RATE], news)[-1], Closed)
     assert process.restarts == 0
-    worker.stop()
 
 
-def test_every_second_pass_is_counted(process: EngineProcess, jfk: Tensor) -> None:
+def test_every_second_pass_is_counted(
+    process: EngineProcess, work: Callable[..., Worker], jfk: Tensor
+) -> None:
     outcomes: Counter[str] = Counter()
-    worker = Worker(process, second_pass_ended=lambda outcome: outcomes.update([outcome]))
-    worker.start()
+    worker = work(second_pass_ended=lambda outcome: outcomes.update([outcome]))
     news: queue.Queue[None] = queue.Queue()
     options = replace(OPTIONS, final_pass="full")
     events = converse(process.open(options, notify=lambda: news.put(None)), jfk.numpy(), news)
     assert outcomes.total() == sum(isinstance(event, Final) for event in events) > 0
     converse(process.open(OPTIONS, notify=lambda: news.put(None)), jfk.numpy(), news)
     worker.stop()
+    hear_out(process)
     assert outcomes.total() == sum(isinstance(event, Final) for event in events)
 
 
@@ -322,8 +316,10 @@ def test_one_that_hangs_makes_nobody_wait_and_is_killed_at_the_end(
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_its_parent_whatever_it_does(number: signal.Signals) -> None:
-    program = "from tests.server.test_engine_process import *; EngineProcess(build_for_ever, 1)"
-    command = [sys.executable, "-c", program]
+    modules = (
+        "from server.engine_process import EngineProcess; from tests.server.engines import build_for_ever"
+    )
+    command = [sys.executable, "-c", f"{modules}; EngineProcess(build_for_ever, 1)"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     ) as parent:
