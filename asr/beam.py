@@ -19,7 +19,7 @@ stream share what has settled, and a new hypothesis copies what is younger than 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -309,10 +309,11 @@ class StreamSearch(BeamSearch):
         unsettled: int = 2,
         suppress: tuple[int, ...] = (),
     ) -> None:
-        rest: dict[str, Any] = {"unsettled": unsettled, "suppress": suppress, "paced": True}
-        super().__init__(decoder, vocabulary, width=MAX_BEAM, **rest)
+        super().__init__(
+            decoder, vocabulary, width=MAX_BEAM, unsettled=unsettled, suppress=suppress, paced=True
+        )
         self._usual_width = 1
-        self._greedy = GreedySearch(decoder, vocabulary, **rest)
+        self._greedy = GreedySearch(decoder, vocabulary, unsettled=unsettled, suppress=suppress, paced=True)
 
     def step(
         self, features: Tensor, state: SearchState, rows: Tensor, max_tokens: int, replaced: int = 0

@@ -6,6 +6,7 @@ section 4: the result stays what decoding the longer audio from the start would 
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -307,10 +308,10 @@ class GreedySearch(Search):
         going = []
         for row, place in waiting.items():
             stream, best = state.rows[row], place.best[0]
+            if best.token == self.vocabulary.eot or self._full(len(stream.tokens)):
+                continue
             frame = int(state.decoder.audio.lengths[row])
-            hasty = hasty_tokens(stream.frames, frame, plausible)
-            looping = is_loop([*stream.tokens, best.token], hasty)
-            if best.token == self.vocabulary.eot or looping or self._full(len(stream.tokens)):
+            if is_loop([*stream.tokens, best.token], hasty_tokens(stream.frames, frame, plausible)):
                 continue
             stream.push(*best, frame=frame)
             going.append(row)
@@ -332,10 +333,10 @@ def hasty_tokens(frames: Sequence[int], now: int, plausible: int) -> int:
     """How many of the newest tokens were put out at once, with one more; 0 while that is `plausible`.
 
     Args:
-        frames: when each token was put out.
+        frames: when each token was put out, not decreasing.
         now: that of the one more.
     """
-    n = 1 + sum(frame == now for frame in frames)
+    n = 1 + len(frames) - bisect_left(frames, now)
     return n if n > plausible else 0
 
 

@@ -29,17 +29,6 @@ from streaming.session import DEFAULT_DELAY_MS, DEFAULT_PAUSE_MS, DELAY_MS, PAUS
 
 PREFIX = "ASR_STREAM_"
 LIMITS = ("ge", "gt", "le", "multiple_of")  # as pydantic calls them
-ABOUT_LIMITS = {  # its errors
-    *(
-        "greater_than",
-        "greater_than_equal",
-        "less_than_equal",
-        "multiple_of",
-        "literal_error",
-        "finite_number",
-    ),
-    *("int_parsing", "int_from_float", "int_type", "float_parsing", "float_type"),
-}
 OTHER_VARIABLES = {"ASR_STREAM_CACHE", "ASR_STREAM_CONFIG"}  # of asr/weights.py and of the command line
 
 
@@ -254,14 +243,11 @@ def _in_words(error: Any, file: Path | None, given: dict[str, Any]) -> str:
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
         return f"{where}: no such setting" + (f": is it {near[0]}?" if near else "")
     if name == "api_key":  # which is never shown
-        return (
-            f"{where} is empty: set a key, or leave it out"
-            if "short" in error["type"]
-            else f"{where}: {message}"
-        )
+        empty = error["type"] == "too_short"
+        return f"{where} is empty: set a key, or leave it out" if empty else f"{where}: {message}"
     if error["type"] == "string_too_long":
         return f"{where} may have {error['ctx']['max_length']} characters, not {len(error['input'])}"
-    if error["type"] in ABOUT_LIMITS and (allowed := _allowed(name)):
+    if error["type"] != "value_error" and (allowed := _allowed(name)):
         return f"{where} must be {allowed}, not {error['input']}"
     return f"{where}: {message}"
 

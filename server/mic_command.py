@@ -21,15 +21,8 @@ from server.house import (
     session_options,
 )
 
-WISHES = (
-    "chunk_ms",
-    "delay_ms",
-    "pause_ms",
-    "final_pass",
-    "beam",
-    "prompt",
-    "hotwords",
-)  # that a server hears
+#: That a server hears.
+WISHES = ("chunk_ms", "delay_ms", "pause_ms", "final_pass", "beam", "prompt", "hotwords")
 OURS = {"model", "adapter", "threads", "model_device"}  # of a model here
 
 app = typer.Typer(add_completion=False)

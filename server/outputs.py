@@ -59,9 +59,7 @@ def replacing(path: Path | None) -> Iterator[TextIO | None]:
     except BaseException as error:
         if not special:
             draft.unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError) and error.errno in DISK_IS_FULL and error.filename is None
-        ):  # as of a write
+        if isinstance(error, OSError) and error.errno in DISK_IS_FULL and not error.filename:  # of a write
             raise OutputError(f"--out {path}: {error.strerror}: free some, or name another place") from None
         raise
 

@@ -50,7 +50,7 @@ class FinalPass:
         self._jobs: queue.Queue[FinalJob | None] = queue.Queue()
         self._open: dict[FinalJob, None] = {}  # in the queue or being run, in their order
         self._lock = threading.Lock()
-        self.hurried = False
+        self.hurried = False  # since when nothing is heard again any more
         self._thread: threading.Thread | None = None
         if threaded:
             threads, started = torch.get_num_threads(), threading.Event()
@@ -78,6 +78,8 @@ class FinalPass:
             self._run(job)
         else:
             self._jobs.put(job)
+            if self.hurried:  # since its session looked
+                self._end(job, None)
 
     def hurry(self) -> None:
         """There is no time any more: every job ends now, the one that is being run, too, and none is worth while."""
