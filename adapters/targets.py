@@ -95,14 +95,16 @@ class QueryBatch:
     positions: Tensor  # (B, Q)
     targets: Tensor  # (B, Q)
     self_mask: Tensor  # (B, 1, Q, Q) bool
-    cross_mask: Tensor  # (B, 1, Q, 2 T) bool, over settled and provisional frames
+    cross_mask: Tensor  # (B, 1, Q, V T) bool, over all views of the frames, settled ones first
 
 
-def collate(queries: list[Queries], block: Tensor) -> QueryBatch:
+def collate(queries: list[Queries], block: Tensor, views: int = 2) -> QueryBatch:
     """Pads to one shape; a padded position sees only itself and the first chunk, and has no target.
 
     Args:
-        block: (T,) int64, the block of each frame. After k chunks the newest block, k - 1, is provisional.
+        block: (T,) int64, the block of each frame.
+        views: V, how many times a block is encoded. After k chunks block k - 1 is as it looks at first, and
+            blocks up to k - V have settled.
     """
     width = max(len(q.tokens) for q in queries)
 
@@ -116,5 +118,6 @@ def collate(queries: list[Queries], block: Tensor) -> QueryBatch:
     is_text = torch.arange(width)[None] < torch.tensor([[q.n_text] for q in queries])  # (B, Q)
     earlier = positions[:, None, :] < positions[:, :, None]  # key position before query position
     self_mask = (earlier & is_text[:, None, :]) | torch.eye(width, dtype=torch.bool)
-    cross_mask = torch.cat([block < newest, block == newest], dim=-1)
+    behind = newest - block  # (B, Q, T) blocks that have come since
+    cross_mask = torch.cat([behind >= views - 1, *(behind == n for n in reversed(range(views - 1)))], dim=-1)
     return QueryBatch(tokens, positions, targets, self_mask[:, None], cross_mask[:, None])

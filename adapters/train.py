@@ -43,7 +43,7 @@ class Recipe:
     encoder_rank: int = 128
     decoder_rank: int = 64
     distillation: float = 1.0
-    provisional: float = 0.5  # weight of the distillation of frames whose next block is not there yet
+    provisional: float = 0.5  # weight of the distillation of frames that have not settled
     cuts: int = 32  # wait queries per window
     freq_mask: int = 12  # mel bins
     time_mask: int = 20  # mel frames
@@ -145,14 +145,14 @@ class Trainer:
         mel = self._mel(batch, tau, rng)
         n_frames = mel.shape[2] // MEL_PER_FRAME
         with for_training(self.device):
-            settled, provisional = self.model.encoder.forward_blocks(mel, tau)
+            settled, *provisional = views = self.model.encoder.forward_blocks(mel, tau)
             distilled = self._distillation(batch, settled)
-            guessed = self._distillation(batch, provisional)
+            guessed = torch.stack([self._distillation(batch, view) for view in provisional]).mean()
             spoken = [i for i, example in enumerate(batch) if example.transcribed]
             plans = [self._plan(batch[i], tau, rng) for i in spoken]
             words, waits, right = self._cross_entropy(
-                torch.cat([settled[spoken], provisional[spoken]], dim=1),
-                collate(plans, frame_blocks(n_frames, tau)) if plans else None,
+                torch.cat([view[spoken] for view in views], dim=1),
+                collate(plans, frame_blocks(n_frames, tau), len(views)) if plans else None,
             )
         distilled = distilled + self.recipe.provisional * guessed
         loss = words + waits + self.recipe.distillation * distilled

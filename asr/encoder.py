@@ -102,26 +102,26 @@ class Encoder(nn.Module):
             x = block.feed(x + block.attn(normed, normed, None))
         return self.ln_post(x)
 
-    def forward_blocks(self, mel: Tensor, tau: int) -> tuple[Tensor, Tensor]:
+    def forward_blocks(self, mel: Tensor, tau: int) -> tuple[Tensor, ...]:
         """What a stream with blocks of `tau` frames computes, all at once: training's view.
 
         Args:
             mel: (B, 80, t)
 
         Returns:
-            Settled and provisional features, (B, t / 2, d) each. The newest block of a stream never settles;
-            here it does, as if the stream went on with nothing.
+            Settled features, those of one step before that, and so on to what a block is as the newest:
+            1 + `blocks_ahead` times (B, t / 2, d). The newest blocks of a stream never settle; here they do, as if
+            the stream went on with nothing.
         """
         x = self.embed(mel)
         n_frames = x.shape[1]
         of_frame = frame_blocks(n_frames, tau, x.device)
-        x = torch.cat([x, x], dim=1)
+        x = x.repeat(1, 1 + blocks_ahead(tau), 1)
         for block in self.blocks:
             normed = block.attn_ln(x)
             q, k, v = block.attn.queries_keys_values(normed)
             x = block.feed(x + block.attn.merge(block_causal_attention(q, k, v, of_frame)))
-        x = self.ln_post(x)
-        return x[:, :n_frames], x[:, n_frames:]
+        return self.ln_post(x).split(n_frames, dim=1)
 
     def embed(self, mel: Tensor) -> Tensor:
         """(B, 80, t) -> (B, t / 2, d): both convolutions over everything, and positions."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from kernels.adaptive_span_attention import adaptive_span_attention, span_mask
-from kernels.block_causal_attention import block_causal_attention, block_causal_mask
+from kernels.block_causal_attention import block_causal_attention, block_causal_mask, steps_of
 from kernels.cached_chunk_attention import cached_chunk_attention
 from kernels.limit_cross_attention import limit_cross_attention
 from kernels.slot_append import slot_append
@@ -54,10 +54,11 @@ class Scale:
 
     streams: tuple[int, ...] = (1, 16, 64, 256)
     capacity: int = 1500  # frames of a full slot
-    chunk: int = 30  # queries of an encoder step of 300 ms: the newest block and the one before
+    chunk: int = 45  # queries of an encoder step of 300 ms: the newest block and the two before
     windows: int = 16
     frames: tuple[int, ...] = (500, 1500)  # of a window in training
     tau: int = 15
+    views: int = 3  # of a block of `tau` frames
     heads: int = 6
     width: int = 64
 
@@ -136,8 +137,8 @@ def _block_causal(scale: Scale, device: torch.device, dtype: torch.dtype) -> Ite
 
 def _block_causal_of(n_frames: int, scale: Scale, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     block = (torch.arange(n_frames, device=device) + 1) // scale.tau
-    mask = block_causal_mask(block)
-    step = torch.cat([block + 1, block])
+    mask = block_causal_mask(block, scale.views)
+    step, n_positions = steps_of(block, scale.views), scale.views * n_frames
     ways: dict[str, Attention] = {
         OURS: lambda q, k, v: block_causal_attention(q, k, v, block),
         SDPA: lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask),
@@ -145,7 +146,7 @@ def _block_causal_of(n_frames: int, scale: Scale, device: torch.device, dtype: t
             lambda _row, _head, query, key: torch.where(
                 key < n_frames, step[key] <= step[query], step[key] == step[query]
             ),
-            1, 2 * n_frames, 2 * n_frames, device,
+            1, n_positions, n_positions, device,
         ),
     }  # fmt: skip
     yield from _trained("block_causal_attention", scale, ways, mask[None], device, dtype)

@@ -28,6 +28,7 @@ from kernels.launch import Launch, rows_first
 ARCHITECTURES = (80, 90)  # A100; H100 and H200
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HEADS, WIDTH, CONTEXT = 6, 64, 1500  # of tiny.en; every Whisper's heads are this wide
+VIEWS = 3  # of a block of 300 ms while training
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def launches(dtype: torch.dtype) -> dict[str, Launch]:
     cache = of(64, HEADS, CONTEXT, WIDTH)
     chunk, token = of(rows, HEADS, 30, WIDTH), of(rows, HEADS, 1, WIDTH)
     limits = of(rows, 1, dtype=torch.int64)
-    window = rows_first(of(8, HEADS, 1500, WIDTH))
-    edges = triton_block_causal.block_edges(of(750, dtype=torch.int64))
+    window = rows_first(of(8, HEADS, VIEWS * 750, WIDTH))
+    edges = triton_block_causal.block_edges(of(750, dtype=torch.int64), VIEWS)
     out, lse, forward = triton_block_causal.plan_forward(window, window, window, edges)
     _, (of_queries, of_keys) = triton_block_causal.plan_backward(out, window, window, window, out, lse, edges)
     frames, right = rows_first(of(8, 4, 375, WIDTH)), of(8, 375, 16, dtype=torch.float32)

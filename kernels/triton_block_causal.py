@@ -1,8 +1,8 @@
 """The Triton twin of `block_causal_attention`, forward and backward.
 
-The mask is never built. What a position sees is one run of frames [0, shown): those before `known` in their settled
-version, the others in their provisional one. Both bounds are edges of blocks, so tiles that nobody sees are not even
-loaded, and only tiles across an edge are masked. Backward, the queries that see a key are runs between edges, too.
+The mask is never built. A query of block b in view i sees the settled frames (view 0) of the blocks up to b - i, and in
+each other view j the one block b + j - i. All bounds are edges of blocks, so tiles that nobody sees are not even loaded,
+and only tiles across an edge are masked. Backward, the queries of a view that see a key are a run between edges, too.
 """
 
 from typing import Any
@@ -24,41 +24,23 @@ from kernels.triton_softmax import (
     store_rows,
 )
 
-#: Rows of `block_edges`.
-BEFORE, FIRST, END, AFTER = (tl.constexpr(i) for i in range(4))
 
-
-def block_edges(block: Tensor) -> Tensor:
-    """(4, T) int32, for each frame: where the block before its own begins, where its own begins and ends, and where
-    the next one ends."""
-    edges = [
-        torch.searchsorted(block, block - 1),
-        torch.searchsorted(block, block),
-        torch.searchsorted(block, block, right=True),
-        torch.searchsorted(block, block + 1, right=True),
-    ]
-    return torch.stack(edges).int()
+def block_edges(block: Tensor, views: int) -> Tensor:
+    """(2 V, T) int32, for each frame: where the (V - 1)th block before its own begins, and so on to where the Vth block
+    behind it does. Its own begins in row V - 1."""
+    return torch.stack([torch.searchsorted(block, block + n) for n in range(1 - views, views + 1)]).int()
 
 
 @triton.jit
-def locate_queries(edges: tl.tensor, n_frames: tl.tensor, tile_q: tl.constexpr) -> tl.tuple:
-    """This program's queries: half (1: provisional), frames, what each knows and is shown, and the extremes:
-    what all of them know, what any knows, and what any is shown."""
+def locate_queries(
+    edges: tl.tensor, n_frames: tl.tensor, views: tl.constexpr, tile_q: tl.constexpr
+) -> tl.tuple:
+    """This program's queries: their view, frames and last frame, and the row of `edges` that tells how many settled
+    frames each knows. The rows behind it bound what each sees in views 1, 2, ..."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those that see most go first
-    half, first = tile % 2, tile // 2 * tile_q
-    frames, last = first + tl.arange(0, tile_q), tl.minimum(first + tile_q, n_frames) - 1
-    known_at, shown_at = edges + (END - half) * n_frames, edges + (AFTER - half) * n_frames
-    known = tl.load(known_at + frames, mask=frames < n_frames, other=0)
-    shown = tl.load(shown_at + frames, mask=frames < n_frames, other=0)
-    return (
-        half,
-        frames,
-        known,
-        shown,
-        tl.load(known_at + first),
-        tl.load(known_at + last),
-        tl.load(shown_at + last),
-    )
+    view, first = tile % views, tile // views * tile_q
+    last = tl.minimum(first + tile_q, n_frames) - 1
+    return view, first + tl.arange(0, tile_q), first, last, edges + (views - view) * n_frames
 
 
 @triton.jit
@@ -72,39 +54,41 @@ def forward_kernel(
     n_frames: tl.tensor,
     heads: tl.tensor,
     scale: tl.tensor,
+    views: tl.constexpr,
     width: tl.constexpr,
     tile_q: tl.constexpr,
     tile_k: tl.constexpr,
     tile_d: tl.constexpr,
 ) -> None:
     """The outputs and log-sum-exps of one tile of queries."""
-    at, number = locate(2 * n_frames, heads, width)
-    half, frames, known, shown, known_to_all, known_to_any, shown_to_any = locate_queries(
-        edges, n_frames, tile_q
-    )
-    stride = heads * width
-    own = at + half * n_frames * stride
+    at, number = locate(views * n_frames, heads, width)
+    view, frames, first, last, known_at = locate_queries(edges, n_frames, views, tile_q)
+    inside, stride = frames < n_frames, heads * width
+    own = at + view * n_frames * stride
     q_rows = load_rows(q + own, stride, frames, n_frames, width, tile_d, False)
     acc = tl.zeros([tile_q, tile_d], tl.float32)
     row_max = tl.full([tile_q], -float("inf"), tl.float32)
     row_sum = tl.zeros([tile_q], tl.float32)
-    zero = tl.zeros([tile_q], tl.int32)
-    sure = known_to_all // tile_k * tile_k
+    low, high = tl.zeros([tile_q], tl.int32), tl.load(known_at + frames, mask=inside, other=0)
+    sure = tl.load(known_at + first) // tile_k * tile_k
     acc, row_max, row_sum = attend(
-        acc, row_max, row_sum, q_rows, k + at, v + at, stride, 0, sure, zero, known, scale,
+        acc, row_max, row_sum, q_rows, k + at, v + at, stride, 0, sure, low, high, scale,
         width, tile_k, tile_d, True,
     )  # fmt: skip
     acc, row_max, row_sum = attend(
-        acc, row_max, row_sum, q_rows, k + at, v + at, stride, sure, known_to_any, zero, known, scale,
+        acc, row_max, row_sum, q_rows, k + at, v + at, stride, sure, tl.load(known_at + last), low, high, scale,
         width, tile_k, tile_d, False,
     )  # fmt: skip
-    at += n_frames * stride
-    acc, row_max, row_sum = attend(
-        acc, row_max, row_sum, q_rows, k + at, v + at, stride, known_to_all, shown_to_any, known, shown, scale,
-        width, tile_k, tile_d, False,
-    )  # fmt: skip
+    for _ in tl.static_range(1, views):
+        begin, low = tl.load(known_at + first), high
+        at, known_at = at + n_frames * stride, known_at + n_frames
+        high = tl.load(known_at + frames, mask=inside, other=0)
+        acc, row_max, row_sum = attend(
+            acc, row_max, row_sum, q_rows, k + at, v + at, stride, begin, tl.load(known_at + last), low, high, scale,
+            width, tile_k, tile_d, False,
+        )  # fmt: skip
     acc, own_lse = finish(acc, row_max, row_sum)
-    tl.store(lse + number + half * n_frames + frames, own_lse, mask=frames < n_frames)
+    tl.store(lse + number + view * n_frames + frames, own_lse, mask=inside)
     store_rows(out + own, stride, frames, n_frames, acc, width, tile_d)
 
 
@@ -122,40 +106,42 @@ def query_gradient_kernel(
     n_frames: tl.tensor,
     heads: tl.tensor,
     scale: tl.tensor,
+    views: tl.constexpr,
     width: tl.constexpr,
     tile_q: tl.constexpr,
     tile_k: tl.constexpr,
     tile_d: tl.constexpr,
 ) -> None:
     """The gradient of one tile of queries; leaves delta = sum(out * out_grad) for `key_gradient_kernel`."""
-    at, number = locate(2 * n_frames, heads, width)
-    half, frames, known, shown, known_to_all, known_to_any, shown_to_any = locate_queries(
-        edges, n_frames, tile_q
-    )
-    stride = heads * width
-    own, number = at + half * n_frames * stride, number + half * n_frames
+    at, number = locate(views * n_frames, heads, width)
+    view, frames, first, last, known_at = locate_queries(edges, n_frames, views, tile_q)
+    inside, stride = frames < n_frames, heads * width
+    own, number = at + view * n_frames * stride, number + view * n_frames
     q_rows = load_rows(q + own, stride, frames, n_frames, width, tile_d, False)
     out_rows = load_rows(out + own, stride, frames, n_frames, width, tile_d, False)
     grad_rows = load_rows(out_grad + own, stride, frames, n_frames, width, tile_d, False)
-    own_lse = tl.load(lse + number + frames, mask=frames < n_frames, other=0.0)
+    own_lse = tl.load(lse + number + frames, mask=inside, other=0.0)
     own_delta = tl.sum(out_rows.to(tl.float32) * grad_rows.to(tl.float32), 1)
-    tl.store(delta + number + frames, own_delta, mask=frames < n_frames)
+    tl.store(delta + number + frames, own_delta, mask=inside)
     grad = tl.zeros([tile_q, tile_d], tl.float32)
-    zero = tl.zeros([tile_q], tl.int32)
-    sure = known_to_all // tile_k * tile_k
+    low, high = tl.zeros([tile_q], tl.int32), tl.load(known_at + frames, mask=inside, other=0)
+    sure = tl.load(known_at + first) // tile_k * tile_k
     grad = fold_query_gradient(
-        grad, q_rows, grad_rows, own_lse, own_delta, k + at, v + at, stride, 0, sure, zero, known, scale,
+        grad, q_rows, grad_rows, own_lse, own_delta, k + at, v + at, stride, 0, sure, low, high, scale,
         width, tile_k, tile_d, True,
     )  # fmt: skip
     grad = fold_query_gradient(
-        grad, q_rows, grad_rows, own_lse, own_delta, k + at, v + at, stride, sure, known_to_any, zero, known, scale,
-        width, tile_k, tile_d, False,
-    )  # fmt: skip
-    at += n_frames * stride
-    grad = fold_query_gradient(
-        grad, q_rows, grad_rows, own_lse, own_delta, k + at, v + at, stride, known_to_all, shown_to_any, known, shown,
+        grad, q_rows, grad_rows, own_lse, own_delta, k + at, v + at, stride, sure, tl.load(known_at + last), low, high,
         scale, width, tile_k, tile_d, False,
     )  # fmt: skip
+    for _ in tl.static_range(1, views):
+        begin, low = tl.load(known_at + first), high
+        at, known_at = at + n_frames * stride, known_at + n_frames
+        high = tl.load(known_at + frames, mask=inside, other=0)
+        grad = fold_query_gradient(
+            grad, q_rows, grad_rows, own_lse, own_delta, k + at, v + at, stride, begin, tl.load(known_at + last), low,
+            high, scale, width, tile_k, tile_d, False,
+        )  # fmt: skip
     store_rows(q_grad + own, stride, frames, n_frames, grad * scale, width, tile_d)
 
 
@@ -173,6 +159,7 @@ def key_gradient_kernel(
     n_frames: tl.tensor,
     heads: tl.tensor,
     scale: tl.tensor,
+    views: tl.constexpr,
     width: tl.constexpr,
     tile_q: tl.constexpr,
     tile_k: tl.constexpr,
@@ -180,35 +167,36 @@ def key_gradient_kernel(
 ) -> None:
     """The gradients of one tile of keys and values.
 
-    A settled key of block b is seen by the settled queries from block b on and the provisional ones from b + 1 on; a
-    provisional key by the settled queries of block b - 1 and the provisional ones of block b.
+    A settled key of block b is seen by the queries of view i from block b + i on; one in another view j by those of
+    block b + i - j.
     """
-    at, number = locate(2 * n_frames, heads, width)
+    at, number = locate(views * n_frames, heads, width)
     tile, n_tiles = tl.program_id(0), tl.cdiv(n_frames, tile_k)
-    half, first = tile // n_tiles, tile % n_tiles * tile_k  # settled keys, which more queries see, go first
+    view, first = tile // n_tiles, tile % n_tiles * tile_k  # settled keys, which more queries see, go first
     frames, last = first + tl.arange(0, tile_k), tl.minimum(first + tile_k, n_frames) - 1
     inside, stride = frames < n_frames, heads * width
-    own = at + half * n_frames * stride
+    own = at + view * n_frames * stride
     k_rows = load_rows(k + own, stride, frames, n_frames, width, tile_d, False)
     v_rows = load_rows(v + own, stride, frames, n_frames, width, tile_d, False)
     own_k_grad = tl.zeros([tile_k, tile_d], tl.float32)
     own_v_grad = tl.zeros([tile_k, tile_d], tl.float32)
-    for kind in tl.static_range(2):  # settled queries, then provisional ones
-        low_at, high_at = edges + (FIRST + kind - half) * n_frames, edges + (FIRST + kind) * n_frames
+    for asking in tl.static_range(views):  # the view of the queries
+        low_at = edges + (views - 1 + asking - view) * n_frames
+        high_at = low_at + n_frames
         low = tl.load(low_at + frames, mask=inside, other=n_frames)
-        high = tl.where(half == 1, tl.load(high_at + frames, mask=inside, other=0), n_frames)
+        high = tl.where(view > 0, tl.load(high_at + frames, mask=inside, other=0), n_frames)
         begin = tl.load(low_at + first)
         sure = begin + tl.cdiv(tl.load(low_at + last) - begin, tile_q) * tile_q  # from it on, all see all
-        sure = tl.where(half == 1, tl.load(high_at + last), tl.minimum(sure, n_frames))
-        q_at, out_grad_at = q + at + kind * n_frames * stride, out_grad + at + kind * n_frames * stride
-        lse_at, delta_at = lse + number + kind * n_frames, delta + number + kind * n_frames
+        sure = tl.where(view > 0, tl.load(high_at + last), tl.minimum(sure, n_frames))
+        q_at, out_grad_at = q + at + asking * n_frames * stride, out_grad + at + asking * n_frames * stride
+        lse_at, delta_at = lse + number + asking * n_frames, delta + number + asking * n_frames
         own_k_grad, own_v_grad = fold_key_gradient(
             own_k_grad, own_v_grad, k_rows, v_rows, q_at, out_grad_at, lse_at, delta_at, stride,
             begin, sure, low, high, scale, width, tile_q, tile_d, False,
         )  # fmt: skip
         own_k_grad, own_v_grad = fold_key_gradient(
             own_k_grad, own_v_grad, k_rows, v_rows, q_at, out_grad_at, lse_at, delta_at, stride,
-            sure, n_frames * (1 - half), low, high, scale, width, tile_q, tile_d, True,
+            sure, tl.where(view > 0, 0, n_frames), low, high, scale, width, tile_q, tile_d, True,
         )  # fmt: skip
     store_rows(k_grad + own, stride, frames, n_frames, own_k_grad * scale, width, tile_d)
     store_rows(v_grad + own, stride, frames, n_frames, own_v_grad, width, tile_d)
@@ -217,7 +205,12 @@ def key_gradient_kernel(
 class _BlockCausal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Tensor:
-        q, k, v, edges = rows_first(q), rows_first(k), rows_first(v), block_edges(block)
+        q, k, v, edges = (
+            rows_first(q),
+            rows_first(k),
+            rows_first(v),
+            block_edges(block, q.shape[2] // len(block)),
+        )
         out, lse, launch = plan_forward(q, k, v, edges)
         launch.run()
         ctx.save_for_backward(q, k, v, out, lse, edges)
@@ -246,26 +239,33 @@ def plan_forward(q: Tensor, k: Tensor, v: Tensor, edges: Tensor) -> tuple[Tensor
         q, k, v: as `rows_first` leaves them.
         edges: of `block_edges`.
     """
-    (batch, heads, _, width), n_frames = q.shape, edges.shape[1]
-    out, lse = new_rows(q), q.new_empty((batch, heads, 2 * n_frames), dtype=torch.float32)
+    (batch, heads, n_positions, width), n_frames = q.shape, edges.shape[1]
+    out, lse = new_rows(q), q.new_empty((batch, heads, n_positions), dtype=torch.float32)
+    views = n_positions // n_frames
     tile_q, tile_k, warps = (32, 32, 4) if q.dtype == torch.float32 else (128, 64, 8)
     arguments = {
         "q": q, "k": k, "v": v, "out": out, "lse": lse, "edges": edges,
         "n_frames": n_frames, "heads": heads, "scale": width**-0.5,
-        "width": width, "tile_q": tile_q, "tile_k": tile_k, "tile_d": tile_of(width),
+        "views": views, "width": width, "tile_q": tile_q, "tile_k": tile_k, "tile_d": tile_of(width),
     }  # fmt: skip
-    return out, lse, Launch(forward_kernel, (2 * tiles(n_frames, tile_q), batch * heads), arguments, warps, 3)
+    return (
+        out,
+        lse,
+        Launch(forward_kernel, (views * tiles(n_frames, tile_q), batch * heads), arguments, warps, 3),
+    )
 
 
 def plan_backward(
     out_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, edges: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Launch]]:
     """Gradients of q, k, v, still unwritten, and the launches that write them, in this order."""
-    (batch, heads, _, width), n_frames = q.shape, edges.shape[1]
+    (batch, heads, n_positions, width), n_frames = q.shape, edges.shape[1]
     q_grad, k_grad, v_grad, delta = new_rows(q), new_rows(k), new_rows(v), torch.empty_like(lse)
+    views = n_positions // n_frames
     shared = {
         "q": q, "k": k, "v": v, "out_grad": out_grad, "lse": lse, "delta": delta, "edges": edges,
-        "n_frames": n_frames, "heads": heads, "scale": width**-0.5, "width": width, "tile_d": tile_of(width),
+        "n_frames": n_frames, "heads": heads, "scale": width**-0.5, "views": views, "width": width,
+        "tile_d": tile_of(width),
     }  # fmt: skip
     exact = q.dtype == torch.float32
     of_queries: dict[str, Any] = {
@@ -280,7 +280,10 @@ def plan_backward(
         "tile_q": 32,
         "tile_k": 32 if exact else 128,
     }
-    n_queries, n_keys = 2 * tiles(n_frames, of_queries["tile_q"]), 2 * tiles(n_frames, of_keys["tile_k"])
+    n_queries, n_keys = (
+        views * tiles(n_frames, of_queries["tile_q"]),
+        views * tiles(n_frames, of_keys["tile_k"]),
+    )
     warps = 4 if exact else 8
     return (q_grad, k_grad, v_grad), [
         Launch(query_gradient_kernel, (n_queries, batch * heads), shared | of_queries, warps, 3),

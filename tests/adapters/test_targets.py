@@ -67,16 +67,20 @@ def test_masks_worked_out_by_hand() -> None:
     assert bool(batch.cross_mask.any(-1).all())  # attention to nothing would be NaN
 
 
+@pytest.mark.parametrize("views", [2, 3])
 @pytest.mark.parametrize("seed", range(40))
-def test_no_query_sees_beyond_its_own_audio(seed: int) -> None:
-    """Neither by itself nor through a token that it attends to."""
+def test_no_query_sees_beyond_its_own_audio(seed: int, views: int) -> None:
+    """Neither by itself nor through a token that it attends to; and every block it has heard, it sees once."""
     queries, *_ = random_plan(seed)
     block = torch.arange(200)
-    batch = collate([queries], block)
+    batch = collate([queries], block, views)
     seen = torch.tensor(queries.seen)
-    settled, provisional = batch.cross_mask[0, 0].split(len(block), dim=-1)
-    assert torch.equal(settled.sum(-1), seen - 1)
-    assert torch.equal(provisional.int().argmax(-1), seen - 1) and bool((provisional.sum(-1) == 1).all())
+    settled, *provisional = batch.cross_mask[0, 0].split(len(block), dim=-1)
+    assert torch.equal(settled.sum(-1), (seen - views + 1).clamp(min=0))
+    for behind, view in enumerate(reversed(provisional)):
+        heard = seen > behind  # some other block came before the newest `behind` ones
+        assert torch.equal(view.sum(-1), heard.long())
+        assert torch.equal(view.int().argmax(-1)[heard], seen[heard] - 1 - behind)
     for query, attended in enumerate(batch.self_mask[0, 0]):
         keys = attended.nonzero().flatten()
         assert bool((seen[keys] <= seen[query]).all())

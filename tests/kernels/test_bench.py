@@ -31,7 +31,7 @@ def test_a_contestant_that_errs_is_named() -> None:
 def test_pairs_of_a_window_are_counted() -> None:
     """The floor's arithmetic is that of what a mask lets through, not of the square."""
     block = (torch.arange(21) + 1) // 4
-    mask = bench.block_causal_mask(block)
+    mask = bench.block_causal_mask(block, SMALL.views)
     forward, both = bench.KERNELS["block_causal_attention"](SMALL, torch.device("cpu"), torch.float32)
     pairs = int(mask.sum()) * SMALL.windows * SMALL.heads
     assert forward.n_flops == 4 * pairs * SMALL.width

@@ -11,16 +11,16 @@ from kernels.block_causal_attention import (
 )
 
 
-def window(n: int, seed: int = 0) -> list[Tensor]:
+def window(n: int, views: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, 3, 2 * n, 8, generator=generator).requires_grad_() for _ in range(3)]
+    return [torch.randn(2, 3, views * n, 8, generator=generator).requires_grad_() for _ in range(3)]
 
 
 @pytest.mark.parametrize("tau", [1, 5, 15, 50, 300])
-@pytest.mark.parametrize("n", [1, 37, 250, 501])
-def test_equals_the_reference_with_gradients(n: int, tau: int) -> None:
+@pytest.mark.parametrize(("n", "views"), [(1, 2), (37, 3), (250, 1), (250, 2), (501, 3), (250, 7)])
+def test_equals_the_reference_with_gradients(n: int, views: int, tau: int) -> None:
     block = (torch.arange(n) + 1) // tau
-    own, true = window(n), window(n)
+    own, true = window(n, views), window(n, views)
     out, expected = block_causal_attention(*own, block), block_causal_attention_reference(*true, block)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
@@ -30,7 +30,7 @@ def test_equals_the_reference_with_gradients(n: int, tau: int) -> None:
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_a_stream_computes_each_block_twice() -> None:
+def test_a_stream_that_computes_each_block_twice() -> None:
     mask = block_causal_mask(torch.tensor([0, 0, 1, 2]))
     assert mask.int().tolist() == [
         [1, 1, 0, 0, 0, 0, 1, 0],  # settled frames of block 0 see block 1 as it first looks
@@ -41,4 +41,36 @@ def test_a_stream_computes_each_block_twice() -> None:
         [0, 0, 0, 0, 1, 1, 0, 0],
         [1, 1, 0, 0, 0, 0, 1, 0],
         [1, 1, 1, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_a_stream_that_computes_each_block_three_times() -> None:
+    mask = block_causal_mask(torch.tensor([0, 1, 2, 3]), views=3)
+    assert mask.int().tolist() == [
+        # settled;   before that; as the newest
+        [
+            1,
+            0,
+            0,
+            0,
+            0,
+            1,
+            0,
+            0,
+            0,
+            0,
+            1,
+            0,
+        ],  # step 2 settles block 0, beside 1 for the second time and 2 for the first
+        [1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+        [1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0],  # step 1 has two blocks, and nothing has settled
+        [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+        [1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],  # step 0
+        [0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
     ]

@@ -38,7 +38,7 @@ def test_slots_and_lengths_may_lie_on_the_host(device: str) -> None:
 
 
 def test_training_operations() -> None:
-    q, k, v = drawn(2, 6, 200, 64)
+    q, k, v = drawn(2, 6, 300, 64)
     block = (torch.arange(100, device="cuda") + 1) // 15
     assert near(block_causal_attention(q, k, v, block), block_causal_attention_reference(q, k, v, block))
     right = torch.rand(2, 200, 16, device="cuda")

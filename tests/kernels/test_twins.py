@@ -60,23 +60,24 @@ def blocks(n_frames: int, tau: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("rows", "block", "width", "dtype"),
+    ("rows", "block", "views", "width", "dtype"),
     [
-        pytest.param(2, blocks(1, 1), 64, torch.float32, id="one frame"),
-        pytest.param(2, blocks(37, 1), 64, torch.float32, id="tau 1"),
-        pytest.param(1, blocks(70, 5), 33, torch.float32, id="tau 5, odd width"),
-        pytest.param(1, blocks(131, 15), 64, torch.float32, id="tau 15"),
-        pytest.param(1, blocks(129, 50), 64, torch.float32, id="tau 50"),
-        pytest.param(1, blocks(64, 300), 64, torch.float32, id="one block"),
-        pytest.param(1, ragged(90), 64, torch.float32, id="ragged blocks"),
-        pytest.param(1, blocks(203, 15), 64, torch.bfloat16, id="bfloat16"),
-        pytest.param(1, blocks(67, 8), 64, torch.float16, id="float16"),
+        pytest.param(2, blocks(1, 1), 3, 64, torch.float32, id="one frame"),
+        pytest.param(2, blocks(37, 1), 2, 64, torch.float32, id="tau 1"),
+        pytest.param(1, blocks(70, 5), 7, 33, torch.float32, id="tau 5, seven views, odd width"),
+        pytest.param(1, blocks(131, 15), 3, 64, torch.float32, id="tau 15"),
+        pytest.param(1, blocks(129, 50), 2, 64, torch.float32, id="tau 50"),
+        pytest.param(1, blocks(64, 300), 2, 64, torch.float32, id="one block"),
+        pytest.param(1, blocks(75, 15), 1, 64, torch.float32, id="one view"),
+        pytest.param(1, ragged(90), 3, 64, torch.float32, id="ragged blocks"),
+        pytest.param(1, blocks(203, 15), 3, 64, torch.bfloat16, id="bfloat16"),
+        pytest.param(1, blocks(67, 8), 2, 64, torch.float16, id="float16"),
     ],
 )
-def test_block_causal(rows: int, block: Tensor, width: int, dtype: torch.dtype) -> None:
+def test_block_causal(rows: int, block: Tensor, views: int, width: int, dtype: torch.dtype) -> None:
     from kernels.triton_block_causal import attention
 
-    shape = (rows, 2, 2 * len(block), width)
+    shape = (rows, 2, views * len(block), width)
     own, true = pairs(dtype, *(drawn(*shape, seed=seed) for seed in range(3)))
     weight = drawn(*shape, seed=3)
     with poisoned():
