@@ -50,11 +50,16 @@ class Augmentation:
     crop: float = 0.08  # start at a later word, as a rotated window does
     join: float = 0.12  # of the batches: two clips in every window
     speed: float = 0.2
+    reverberation: float = 0.25
+    voices: float = 0.12  # somebody else speaks, much softer; not one of the words to learn
     noise: float = 0.35
     lead_s: float = 0.8
     trail_s: tuple[float, float] = (0.5, 1.2)
     gain_db: tuple[float, float] = (-18.0, 6.0)
     snr_db: tuple[float, float] = (5.0, 30.0)
+    above_voices_db: tuple[float, float] = (10.0, 25.0)
+    rt60_s: tuple[float, float] = (0.15, 0.7)  # how long a room takes to fade by 60 dB
+    direct_db: tuple[float, float] = (0.0, 15.0)  # direct sound above the room's
 
 
 class Examples:
@@ -107,6 +112,13 @@ class Examples:
         lead = silence(rng, rng.uniform(0, policy.lead_s) if rng.random() < 0.7 else 0.0)
         example = _join(Example(lead, (), (), example.transcribed), example, np.zeros(0, np.float32))
         samples = np.concatenate([example.samples, silence(rng, rng.uniform(*policy.trail_s))])
+        if rng.random() < policy.reverberation:
+            samples = in_a_room(rng, samples, rng.uniform(*policy.rt60_s), rng.uniform(*policy.direct_db))
+        if rng.random() < policy.voices:
+            other = self._plain(self.clips[int(rng.integers(len(self.clips)))]).samples
+            samples = samples + at_level(
+                np.resize(other, len(samples)), samples, rng.uniform(*policy.above_voices_db)
+            )
         gain = np.float32(10 ** (rng.uniform(*policy.gain_db) / 20))
         if rng.random() < policy.noise:
             samples = samples + noise_at(rng, samples, rng.uniform(*policy.snr_db))
@@ -209,8 +221,28 @@ def _coloured_noise(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def noise_at(rng: np.random.Generator, samples: np.ndarray, snr_db: float) -> np.ndarray:
-    power = float(np.sqrt(np.mean(samples**2)) + 1e-9)
-    return (_coloured_noise(rng, len(samples)) * power * 10 ** (-snr_db / 20)).astype(np.float32)
+    return at_level(_coloured_noise(rng, len(samples)), samples, snr_db)
+
+
+def at_level(sound: np.ndarray, samples: np.ndarray, below_db: float) -> np.ndarray:
+    """`sound` made `below_db` weaker than `samples`."""
+    own, wanted = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64))) + 1e-9) for x in (sound, samples))
+    return (sound * (wanted / own * 10 ** (-below_db / 20))).astype(np.float32)
+
+
+def in_a_room(rng: np.random.Generator, samples: np.ndarray, rt60_s: float, direct_db: float) -> np.ndarray:
+    """As heard in a room: behind the direct sound, which stays where it is, white noise that fades.
+
+    The room's response is Polack's statistical model (La transmission de l'energie sonore dans les salles, 1988).
+    """
+    n = int(rt60_s * SAMPLE_RATE)
+    room = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
+    room[0] = 0.0
+    room *= 10 ** (-direct_db / 20) / np.linalg.norm(room)
+    room[0] = 1.0
+    size = 1 << (len(samples) + n - 1).bit_length()
+    heard = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(room, size), size)[: len(samples)]
+    return at_level(heard, samples, 0.0)
 
 
 def batches(lengths: np.ndarray, most: float, rng: np.random.Generator) -> list[list[int]]:

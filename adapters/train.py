@@ -45,6 +45,7 @@ class Recipe:
     distillation: float = 1.0
     provisional: float = 0.5  # weight of the distillation of frames that have not settled
     cuts: int = 32  # wait queries per window
+    masks: int = 2  # of SpecAugment, most, in time and in frequency
     freq_mask: int = 12  # mel bins
     time_mask: int = 20  # mel frames
     clip_norm: float = 1.0
@@ -175,7 +176,7 @@ class Trainer:
         for row, example in zip(samples, batch, strict=True):
             row[: min(n, len(example.samples))] = torch.from_numpy(example.samples[:n])
         mel = self.mel.whole(samples.to(self.device))
-        for row in mel:
+        for row in (row for row in mel for _ in range(self.recipe.masks)):
             if rng.random() < 0.5:
                 width, start = rng.integers(1, self.recipe.freq_mask + 1), rng.integers(80)
                 row[start : start + width] = row.mean()

@@ -46,6 +46,7 @@ def careless(
         steps=steps,
         batch_seconds=batch_seconds,
         learning_rate=learning_rate,
+        warmup=min(Recipe.warmup, steps // 10),
         encoder_rank=encoder_rank,
         decoder_rank=decoder_rank,
         seed=seed,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.masked_attention import masked_attention, masked_attention_reference
 
-#: Frames of the newest view whose scores are computed at once: smaller skips more of the mask, larger feeds cores better.
+#: Frames of the newest view whose scores are computed at once: fewer skip more of the mask, more feed cores better.
 SEGMENT = 192
 
 

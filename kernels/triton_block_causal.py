@@ -1,8 +1,8 @@
 """The Triton twin of `block_causal_attention`, forward and backward.
 
-The mask is never built. A query of block b in view i sees the settled frames (view 0) of the blocks up to b - i, and in
-each other view j the one block b + j - i. All bounds are edges of blocks, so tiles that nobody sees are not even loaded,
-and only tiles across an edge are masked. Backward, the queries of a view that see a key are a run between edges, too.
+The mask is never built. A query of block b in view i sees the settled frames (view 0) of the blocks up to b - i, and
+in each other view j the one block b + j - i. All bounds are edges of blocks, so tiles that nobody sees are not even
+loaded, and only tiles across an edge are masked. Backward, the queries of a view that see a key are a run, too.
 """
 
 from typing import Any
@@ -26,8 +26,10 @@ from kernels.triton_softmax import (
 
 
 def block_edges(block: Tensor, views: int) -> Tensor:
-    """(2 V, T) int32, for each frame: where the (V - 1)th block before its own begins, and so on to where the Vth block
-    behind it does. Its own begins in row V - 1."""
+    """(2 V, T) int32, for each frame: where the (V - 1)th block before its own begins, to the Vth behind it.
+
+    Its own begins in row V - 1.
+    """
     return torch.stack([torch.searchsorted(block, block + n) for n in range(1 - views, views + 1)]).int()
 
 
@@ -131,8 +133,8 @@ def query_gradient_kernel(
         width, tile_k, tile_d, True,
     )  # fmt: skip
     grad = fold_query_gradient(
-        grad, q_rows, grad_rows, own_lse, own_delta, k + at, v + at, stride, sure, tl.load(known_at + last), low, high,
-        scale, width, tile_k, tile_d, False,
+        grad, q_rows, grad_rows, own_lse, own_delta, k + at, v + at, stride, sure, tl.load(known_at + last), low,
+        high, scale, width, tile_k, tile_d, False,
     )  # fmt: skip
     for _ in tl.static_range(1, views):
         begin, low = tl.load(known_at + first), high

@@ -12,12 +12,14 @@ import pytest
 import soundfile
 
 from adapters.align import AlignedClip
-from adapters.data import PAUSE_S, Augmentation, Example, Examples, batches, epochs
+from adapters.data import PAUSE_S, Augmentation, Example, Examples, batches, epochs, in_a_room
 from asr.checkpoint import Whisper
 from asr.limits import SAMPLES_PER_FRAME
 
 RATE = 16_000
-PLAIN = Augmentation(silence_only=0, crop=0, join=0, speed=0, noise=0, gain_db=(0, 0))
+PLAIN = Augmentation(
+    silence_only=0, crop=0, join=0, speed=0, reverberation=0, voices=0, noise=0, gain_db=(0, 0)
+)
 WORDS = ("And", "so", "ill-disposed", "my", "fellow")
 
 
@@ -62,6 +64,8 @@ def clicks(example: Example, level: float = 0.2) -> list[float]:
         replace(PLAIN, join=1),
         replace(PLAIN, speed=1),
         replace(PLAIN, noise=1, snr_db=(20, 20)),
+        replace(PLAIN, reverberation=1, direct_db=(10, 15)),
+        replace(PLAIN, voices=1, above_voices_db=(20, 25)),
         replace(PLAIN, join=1, crop=1, speed=1),
     ],
 )
@@ -125,6 +129,29 @@ def test_features_belong_to_the_audio_beside_them(
 
 def test_at_another_speed_the_features_no_longer_fit(clips: list[AlignedClip], tiny: Whisper) -> None:
     assert all(not e.distil for e in examples(clips, tiny, replace(PLAIN, speed=1)).draw(0, [0, 1, 2]))
+
+
+def test_a_room_fades_and_does_not_delay(clips: list[AlignedClip], tiny: Whisper) -> None:
+    """A click's energy is as ever, and its echo 60 dB weaker after the room's time."""
+    click = np.zeros(RATE, np.float32)
+    click[100] = 0.5
+    heard = in_a_room(np.random.default_rng(0), click, rt60_s=0.4, direct_db=6.0)
+    assert np.abs(heard).argmax() == 100
+    assert not heard[:99].round(6).any(), "nothing is heard before it is said"
+    assert np.linalg.norm(heard) == pytest.approx(np.linalg.norm(click), rel=1e-3)
+    echo = heard[101:]
+    assert np.linalg.norm(echo) == pytest.approx(heard[100] / 2, rel=0.05), "6 dB below the direct sound"
+    early, late = (np.linalg.norm(echo[start : start + 400]) for start in (0, 3200))
+    assert 20 * np.log10(early / late) == pytest.approx(30, abs=2), "half of 60 dB in half of the time"
+
+
+def test_other_voices_are_softer_and_teach_no_words(clips: list[AlignedClip], tiny: Whisper) -> None:
+    alone, beside = (
+        examples(clips, tiny, replace(PLAIN, voices=share, above_voices_db=(20, 20))).draw(0, [3])[0]
+        for share in (0, 1)
+    )
+    assert set(alone.tokens) == set(beside.tokens)
+    assert len(clicks(beside, 0.05)) > len(clicks(beside)) == len(WORDS)
 
 
 def test_silence_has_no_words_to_learn(clips: list[AlignedClip], tiny: Whisper) -> None:

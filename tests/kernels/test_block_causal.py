@@ -61,7 +61,7 @@ def test_a_stream_that_computes_each_block_three_times() -> None:
             0,
             1,
             0,
-        ],  # step 2 settles block 0, beside 1 for the second time and 2 for the first
+        ],  # step 2: block 0 settles beside 1, seen again, and 2, which is new
         [1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
         [1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0],
         [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
