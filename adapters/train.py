@@ -1,10 +1,11 @@
 """Training of the causal Whisper ("careless"): resumable, on a CPU, a GPU, or several under torchrun.
 
 One step: one encoder pass over a batch of windows in blocks of a random size, one decoder pass that asks all
-questions at once (adapters/targets.py), cross-entropy on the answers, and distillation of the unmodified encoder's
-full-context features into the causal ones.
+questions at once (adapters/targets.py), cross-entropy on the answers, and distillation of the unmodified model, which
+hears whole clips: of its features into the causal encoder's, and of what its decoder expects into the causal one's.
 """
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -43,6 +44,9 @@ class Recipe:
     encoder_rank: int = 128
     decoder_rank: int = 64
     distillation: float = 1.0
+    expectations: float = (
+        0.5  # share of the unmodified decoder's in what a token is to be, beside the token itself
+    )
     provisional: float = 0.5  # weight of the distillation of frames that have not settled
     cuts: int = 32  # wait queries per window
     masks: int = 2  # of SpecAugment, most, in time and in frequency
@@ -70,6 +74,7 @@ class Trainer:
         self.vocabulary = model.vocabulary
         self.mel = LogMel(self.device)
         torch.manual_seed(recipe.seed)
+        self.unmodified = copy.deepcopy(model.decoder).requires_grad_(False)
         self.adapted = lora.attach(model, encoder_rank=recipe.encoder_rank, decoder_rank=recipe.decoder_rank)
         self.model = model
         self.weights = [p for p in self.adapted.parameters() if p.requires_grad]
@@ -154,6 +159,7 @@ class Trainer:
             words, waits, right = self._cross_entropy(
                 torch.cat([view[spoken] for view in views], dim=1),
                 collate(plans, frame_blocks(n_frames, tau), len(views)) if plans else None,
+                self._expectations([batch[i] for i in spoken], plans),
             )
         distilled = distilled + self.recipe.provisional * guessed
         loss = words + waits + self.recipe.distillation * distilled
@@ -197,7 +203,43 @@ class Trainer:
         target = torch.cat(wanted).to(self.device)
         return F.mse_loss(torch.cat(own).float(), target) / target.var()
 
-    def _cross_entropy(self, encoded: Tensor, queries: QueryBatch | None) -> tuple[Tensor, Tensor, float]:
+    @torch.no_grad()
+    def _expectations(self, batch: list[Example], plans: list[Queries]) -> list[Tensor | None]:
+        """For each example, what the unmodified decoder expects at each of its tokens: (n, V) probabilities.
+
+        It has heard the whole clip, and the tokens before; of clips joined, or at another speed, no features are
+        kept, and there are none (None).
+        """
+        start = len(self.vocabulary.prefix)
+        known = [i for i, example in enumerate(batch) if len(example.distil) == 1 and example.tokens]
+        known = [i for i in known if plans[i].n_text > start]
+        expected: list[Tensor | None] = [None] * len(batch)
+        if not known or not self.recipe.expectations:
+            return expected
+        parts, said = [batch[i].distil[0] for i in known], [plans[i].tokens[: plans[i].n_text] for i in known]
+        heard, width = max(part.n for part in parts), max(map(len, said))
+        features = torch.zeros(len(known), heard, self.features.shape[1])
+        tokens = torch.zeros(len(known), width, dtype=torch.int64)
+        for row, part in zip(features, parts, strict=True):
+            row[: part.n] = torch.from_numpy(self.features[part.row : part.row + part.n].astype(np.float32))
+        for own, text in zip(tokens, said, strict=True):
+            own[: len(text)] = torch.tensor([*self.vocabulary.prefix, *text[start:]])
+        audible = torch.arange(heard) < torch.tensor([[part.n] for part in parts])
+        hidden = self.unmodified(
+            tokens.to(self.device),
+            features.to(self.device),
+            torch.arange(width, device=self.device)[None],
+            torch.ones(width, width, dtype=torch.bool, device=self.device).tril()[None, None],
+            audible[:, None, None].expand(-1, 1, width, -1).to(self.device),
+        )
+        for i, row, text in zip(known, hidden, said, strict=True):
+            logits = self.unmodified.project(row[start - 1 : len(text) - 1]).float()
+            expected[i] = logits[:, : self.vocabulary.eot].softmax(-1)
+        return expected
+
+    def _cross_entropy(
+        self, encoded: Tensor, queries: QueryBatch | None, expected: list[Tensor | None]
+    ) -> tuple[Tensor, Tensor, float]:
         """Mean loss of the tokens, mean loss of the waits, share of tokens predicted right."""
         if queries is None:
             return encoded.sum() * 0.0, encoded.sum() * 0.0, 0.0
@@ -209,7 +251,15 @@ class Trainer:
         kept = asked.targets != IGNORED
         targets = asked.targets[kept]
         logits = decoder.project(hidden[kept]).float()[:, : self.vocabulary.eot + 1]
-        losses = F.cross_entropy(logits, targets, reduction="none")
+        likely = logits.log_softmax(-1)
+        losses = F.nll_loss(likely, targets, reduction="none")
+        number = kept.flatten().cumsum(0).view_as(kept) - 1  # of each position among those kept
+        start = len(self.vocabulary.prefix) - 1
+        for row, distribution in zip(number, expected, strict=True):
+            if distribution is not None:
+                at = row[start : start + len(distribution)]
+                unlikely = -(distribution * likely[at, : self.vocabulary.eot]).sum(-1)
+                losses = losses.index_put((at,), torch.lerp(losses[at], unlikely, self.recipe.expectations))
         is_word = targets != self.vocabulary.eot
         if not is_word.any():
             return losses.sum() * 0.0, losses.mean(), 0.0

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from adapters import lora
 from adapters.align import AlignedClip
-from adapters.data import Augmentation, Examples
+from adapters.data import Augmentation, Example, Examples
+from adapters.targets import Queries, collate
 from adapters.train import CHECKPOINT, CURVES, LOG, Recipe, Trainer
 from asr.checkpoint import Whisper
 
@@ -124,3 +125,68 @@ def test_a_run_with_other_ranks_is_not_resumed(make_trainer: Callable[..., Train
     with pytest.raises(ValueError, match="other ranks"):
         make_trainer(tmp_path, replace(RECIPE, encoder_rank=8))
     assert (tmp_path / CHECKPOINT).exists()
+
+
+def drawn(trainer: Trainer, augmentation: Augmentation) -> tuple[list[Example], list[Queries]]:
+    """Two clips whose words are known, and their questions."""
+    trainer.examples.augmentation = augmentation
+    batch = trainer.examples.draw(0, [1, 2])
+    return batch, [trainer._plan(example, 15, np.random.default_rng(0)) for example in batch]
+
+
+UNTOUCHED = Augmentation(silence_only=0, crop=0, join=0, speed=0)
+
+
+def test_the_unmodified_decoder_is_asked_about_every_token(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path)
+    batch, plans = drawn(trainer, UNTOUCHED)
+    prefix, n_vocabulary = trainer.vocabulary.prefix, trainer.vocabulary.eot
+    for example, queries, expected in zip(batch, plans, trainer._expectations(batch, plans), strict=True):
+        assert expected is not None and expected.shape == (queries.n_text - len(prefix), n_vocabulary)
+        (part,) = example.distil
+        features = torch.from_numpy(trainer.features[part.row : part.row + part.n].astype(np.float32))[None]
+        sequence = torch.tensor([[*prefix, *queries.tokens[len(prefix) : queries.n_text]]])
+        width = sequence.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool).tril()[None, None]
+        hidden = trainer.unmodified(sequence, features, torch.arange(width)[None], causal, None)
+        alone = trainer.unmodified.project(hidden[0, len(prefix) - 1 : -1])[:, :n_vocabulary].softmax(-1)
+        torch.testing.assert_close(expected, alone, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"join": 1}, {"speed": 1}, {"silence_only": 1}])
+def test_it_is_not_asked_about_what_it_has_not_heard(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, change: dict[str, float]
+) -> None:
+    trainer = make_trainer(tmp_path)
+    batch, plans = drawn(trainer, replace(UNTOUCHED, **change))
+    assert trainer._expectations(batch, plans) == [None] * len(batch)
+
+
+def test_expectations_take_their_share_of_the_loss(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Who expects just the tokens changes nothing; who expects others, as much as the recipe says."""
+    trainer = make_trainer(tmp_path)
+    _, plans = drawn(trainer, UNTOUCHED)
+    block = torch.arange(100)
+    queries = collate(plans, block)
+    encoded = torch.randn(2, 200, WIDTH, generator=torch.Generator().manual_seed(0))
+    n_vocabulary = trainer.vocabulary.eot
+
+    def loss(expected: list[Tensor | None]) -> float:
+        return trainer._cross_entropy(encoded, queries, expected)[0].item()
+
+    def certain(tokens: list[int]) -> Tensor:
+        return torch.nn.functional.one_hot(torch.tensor(tokens), n_vocabulary).float()
+
+    said = [q.tokens[len(trainer.vocabulary.prefix) : q.n_text] for q in plans]
+    assert all(said)
+    alone = loss([None, None])
+    assert loss([certain(said[0]), certain(said[1])]) == pytest.approx(alone, rel=1e-5)
+    uniform = [torch.full((len(tokens), n_vocabulary), 1 / n_vocabulary) for tokens in said]
+    mixed = loss(list(uniform))
+    trainer.recipe = replace(trainer.recipe, expectations=1.0)
+    assert mixed == pytest.approx((alone + loss(list(uniform))) / 2, rel=1e-5)
+    assert mixed != pytest.approx(alone, rel=1e-3)
