@@ -255,11 +255,11 @@ class Trainer:
         losses = F.nll_loss(likely, targets, reduction="none")
         number = kept.flatten().cumsum(0).view_as(kept) - 1  # of each position among those kept
         start = len(self.vocabulary.prefix) - 1
-        for row, distribution in zip(number, expected, strict=True):
-            if distribution is not None:
-                at = row[start : start + len(distribution)]
-                unlikely = -(distribution * likely[at, : self.vocabulary.eot]).sum(-1)
-                losses = losses.index_put((at,), torch.lerp(losses[at], unlikely, self.recipe.expectations))
+        known = [(row, p) for row, p in zip(number, expected, strict=True) if p is not None]
+        if known:
+            at = torch.cat([row[start : start + len(p)] for row, p in known])
+            unlikely = -(torch.cat([p for _, p in known]) * likely[at, : self.vocabulary.eot]).sum(-1)
+            losses = losses.index_put((at,), torch.lerp(losses[at], unlikely, self.recipe.expectations))
         is_word = targets != self.vocabulary.eot
         if not is_word.any():
             return losses.sum() * 0.0, losses.mean(), 0.0

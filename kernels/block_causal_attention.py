@@ -6,10 +6,15 @@ V T positions: its frames as they settle, then as they look one step before that
 A position sees what its own step of the stream computes, and what has settled by then.
 """
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from kernels.masked_attention import masked_attention, masked_attention_reference
+
+T = TypeVar("T")
 
 #: Frames of the newest view whose scores are computed at once: fewer skip more of the mask, more feed cores better.
 SEGMENT = 192
@@ -54,32 +59,53 @@ def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Te
         from kernels import triton_block_causal
 
         return triton_block_causal.attention(q, k, v, block)
-    step = steps_of(block, views)
+    step, ranges = steps_of(block, views), _step_ranges(block, views)
+    # Frames [low, high) of each view are what the steps [first, last) compute.
+    spans = [
+        [(_edge(block, first - back), _edge(block, last - back)) for first, last in ranges]
+        for back in reversed(range(views))
+    ]
+    # Split once: the gradient of a split is one concatenation, that of a slice as large as what it is of.
+    sizes = [high - low for own in spans for low, high in own]
+    queries, keys, values = (_nested(x.split(sizes, dim=2), len(ranges)) for x in (q, k, v))
     heads: list[list[Tensor]] = [[] for _ in range(views)]
-    first, last_of_all = 0, int(block[-1]) + views
-    while first < last_of_all:
-        begin = _edge(block, first)
-        last = int(block[min(begin + SEGMENT, n) - 1]) + 1 if begin < n else last_of_all
-        # What the steps [first, last) compute: frames [low, high) of each view.
-        spans = [(_edge(block, first - back), _edge(block, last - back)) for back in reversed(range(views))]
-        rows = torch.cat([torch.arange(low, high) + n * view for view, (low, high) in enumerate(spans)])
-        keys = torch.cat([torch.arange(spans[0][0]), rows])
-        asking, asked = step[rows][:, None], step[keys][None, :]
-        allowed = torch.where(keys[None, :] < n, asked <= asking, asked == asking)
-        queries = [q[:, :, n * view + low : n * view + high] for view, (low, high) in enumerate(spans)]
-        found = masked_attention(torch.cat(queries, 2), _at(k, n, spans), _at(v, n, spans), allowed)
-        for own, part in zip(heads, found.split([high - low for low, high in spans], 2), strict=True):
+    for i in range(len(ranges)):
+        rows = torch.cat([torch.arange(low, high) + n * view for view, (low, high) in enumerate(_at(spans, i))])
+        known = torch.arange(spans[0][i][0])
+        seen = torch.cat([known, rows])
+        asking, asked = step[rows][:, None], step[seen][None, :]
+        allowed = torch.where(seen[None, :] < n, asked <= asking, asked == asking)
+        found = masked_attention(
+            torch.cat(_at(queries, i), 2),
+            torch.cat([*keys[0][:i], *_at(keys, i)], 2),
+            torch.cat([*values[0][:i], *_at(values, i)], 2),
+            allowed,
+        )
+        for own, part in zip(heads, found.split([x.shape[2] for x in _at(queries, i)], 2), strict=True):
             own.append(part)
-        first = last
     return torch.cat([part for own in heads for part in own], dim=2)
 
 
-def _at(x: Tensor, n: int, spans: list[tuple[int, int]]) -> Tensor:
-    """Of (B, H, V T, D), what has settled up to the end of the first span, and the other spans of their views."""
-    settled = x[:, :, : spans[0][1]]
-    return torch.cat([settled, *(x[:, :, n * i + a : n * i + b] for i, (a, b) in enumerate(spans) if i)], 2)
+def _step_ranges(block: Tensor, views: int) -> list[tuple[int, int]]:
+    """The steps [first, last) of a stream, as many together as have SEGMENT frames of new blocks."""
+    ranges, first, end = [], 0, int(block[-1]) + views
+    while first < end:
+        begin = _edge(block, first)
+        newest = block[begin : begin + SEGMENT]
+        last = int(newest[-1]) + 1 if len(newest) else end  # no block is new any more: what is left settles
+        ranges.append((first, last))
+        first = last
+    return ranges
 
 
 def _edge(block: Tensor, step: int) -> int:
     """The first frame that belongs to block `step` or a later one."""
     return int(torch.searchsorted(block, step))
+
+
+def _nested(parts: Sequence[T], length: int) -> list[Sequence[T]]:
+    return [parts[start : start + length] for start in range(0, len(parts), length)]
+
+
+def _at(of_views: Sequence[Sequence[T]], i: int) -> list[T]:
+    return [own[i] for own in of_views]
