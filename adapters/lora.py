@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import Linear
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapters.merged import CARELESS, Kind, check, refusal
@@ -97,6 +97,20 @@ def read(adapted: PeftModel, directory: Path, part: str = "") -> None:
         fits = False
     if not fits:
         raise AdapterError(f"the adapter in {directory} was made for another model or other ranks")
+
+
+def lean(directory: Path, towards: Path, share: float) -> None:
+    """Mixes `share` of the adapter in `towards` into the one in `directory`, weight by weight.
+
+    After a run that began with it, the mean of both makes fewer errors on speech like none of the run's (WiSE-FT,
+    arXiv 2109.01903).
+    """
+    file = "adapter_model.safetensors"
+    own, other = load_file(directory / file), load_file(towards / file)
+    mixed = {
+        name: weight.float().lerp(other[name].float(), share).to(weight.dtype) for name, weight in own.items()
+    }
+    save_file(mixed, directory / file)
 
 
 def save(

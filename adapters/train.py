@@ -53,6 +53,7 @@ class Recipe:
     freq_mask: int = 12  # mel bins
     time_mask: int = 20  # mel frames
     clip_norm: float = 1.0
+    kept: float = 0.0  # share of the adapter begun with in the one that is saved
     seed: int = 0
 
 
@@ -69,6 +70,7 @@ class Trainer:
         start_from: Path | None = None,
     ) -> None:
         self.recipe, self.examples, self.features, self.out = recipe, examples, features, out
+        self.start_from = start_from
         self.team = loop.Team.join()
         self.device = model.device
         self.vocabulary = model.vocabulary
@@ -124,6 +126,8 @@ class Trainer:
         }
         loop.save(state, self.out / CHECKPOINT)
         lora.save(self.adapted, self.out / "adapter")
+        if self.start_from is not None and self.recipe.kept:
+            lora.lean(self.out / "adapter", self.start_from, self.recipe.kept)
         draw_curves(self.out)
 
     def _resume(self) -> None:

@@ -28,6 +28,9 @@ def careless(
     start_from: Annotated[
         Path | None, typer.Option(help="Adapter of the same ranks to begin with.", exists=True)
     ] = None,
+    keep: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the adapter begun with in the one that comes out.")
+    ] = 0.0,
     model: Base = "tiny.en",
 ) -> None:
     """Make Whisper causal: train the adapter of its encoder and decoder. Ctrl-C saves and ends."""
@@ -49,6 +52,7 @@ def careless(
         warmup=min(Recipe.warmup, steps // 10),
         encoder_rank=encoder_rank,
         decoder_rank=decoder_rank,
+        kept=keep,
         seed=seed,
     )
     examples = Examples(clips, base.vocabulary, Augmentation(), seed)

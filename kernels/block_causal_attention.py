@@ -70,7 +70,9 @@ def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Te
     queries, keys, values = (_nested(x.split(sizes, dim=2), len(ranges)) for x in (q, k, v))
     heads: list[list[Tensor]] = [[] for _ in range(views)]
     for i in range(len(ranges)):
-        rows = torch.cat([torch.arange(low, high) + n * view for view, (low, high) in enumerate(_at(spans, i))])
+        rows = torch.cat(
+            [torch.arange(low, high) + n * view for view, (low, high) in enumerate(_at(spans, i))]
+        )
         known = torch.arange(spans[0][i][0])
         seen = torch.cat([known, rows])
         asking, asked = step[rows][:, None], step[seen][None, :]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters import lora
@@ -42,10 +43,10 @@ def make_trainer(make_tiny: Callable[[int], Whisper], clips: list[AlignedClip]) 
     n_rows = clips[-1].offset + clips[-1].frames
     features = np.random.default_rng(0).standard_normal((n_rows, WIDTH)).astype(np.float16)
 
-    def make(out: Path, recipe: Recipe = RECIPE) -> Trainer:
+    def make(out: Path, recipe: Recipe = RECIPE, start_from: Path | None = None) -> Trainer:
         model = make_tiny(0)
         examples = Examples(clips, model.vocabulary, Augmentation(), seed=1)
-        return Trainer(model, examples, features, recipe, out)
+        return Trainer(model, examples, features, recipe, out, start_from)
 
     return make
 
@@ -125,6 +126,25 @@ def test_a_run_with_other_ranks_is_not_resumed(make_trainer: Callable[..., Train
     with pytest.raises(ValueError, match="other ranks"):
         make_trainer(tmp_path, replace(RECIPE, encoder_rank=8))
     assert (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 1.0])
+def test_what_comes_out_keeps_a_share_of_what_it_began_with(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, kept: float
+) -> None:
+    make_trainer(tmp_path / "first").run()
+    begun = tmp_path / "first" / "adapter"
+    trainer = make_trainer(tmp_path / "second", replace(RECIPE, seed=1, kept=kept), begun)
+    trainer.run()
+    saved, start = (
+        load_file(folder / "adapter_model.safetensors") for folder in (trainer.out / "adapter", begun)
+    )
+    own = {name.replace(".default", ""): weight for name, weight in weights(trainer).items()}
+    assert saved.keys() == start.keys() == own.keys()
+    assert any(not torch.equal(own[name].half(), start[name]) for name in start)
+    for name, weight in saved.items():
+        expected = (1 - kept) * own[name] + kept * start[name].float()
+        torch.testing.assert_close(weight.float(), expected, atol=1e-3, rtol=1e-3)
 
 
 def drawn(trainer: Trainer, augmentation: Augmentation) -> tuple[list[Example], list[Queries]]:
