@@ -211,8 +211,8 @@ class Trainer:
     def _expectations(self, batch: list[Example], plans: list[Queries]) -> list[Tensor | None]:
         """For each example, what the unmodified decoder expects at each of its tokens: (n, V) probabilities.
 
-        It has heard the whole clip, and the tokens before; of clips joined, or at another speed, no features are
-        kept, and there are none (None).
+        It has heard the whole clip, and the tokens before. What is joined, or at another speed, it has not heard
+        (None).
         """
         start = len(self.vocabulary.prefix)
         known = [i for i, example in enumerate(batch) if len(example.distil) == 1 and example.tokens]

@@ -77,7 +77,7 @@ class EncoderState:
 
 class Encoder(nn.Module):
     stride = MEL_PER_FRAME
-    lookahead = 2  # mel frames; a frame also waits for the rest of its block, and settles with the one behind
+    lookahead = 2  # mel frames; a frame also waits for the rest of its block, and settles with those behind
 
     positional_embedding: Tensor
 
