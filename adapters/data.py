@@ -115,17 +115,15 @@ class Examples:
         if rng.random() < policy.reverberation:
             samples = in_a_room(rng, samples, rng.uniform(*policy.rt60_s), rng.uniform(*policy.direct_db))
         if rng.random() < policy.voices:
-            other = self._plain(self.clips[int(rng.integers(len(self.clips)))]).samples
-            samples = samples + at_level(
-                np.resize(other, len(samples)), samples, rng.uniform(*policy.above_voices_db)
-            )
+            other = _samples(self.clips[int(rng.integers(len(self.clips)))])
+            level = rng.uniform(*policy.above_voices_db)
+            samples = samples + at_level(np.resize(other, len(samples)), samples, level)
         gain = np.float32(10 ** (rng.uniform(*policy.gain_db) / 20))
         if rng.random() < policy.noise:
             samples = samples + noise_at(rng, samples, rng.uniform(*policy.snr_db))
         return replace(example, samples=(samples * gain).clip(-1, 1).astype(np.float32))
 
     def _plain(self, clip: AlignedClip) -> Example:
-        samples = decoded(clip.audio).astype(np.float32) / 32768
         tokens: list[int] = []
         ends: list[float] = []
         words = clip.words or []
@@ -136,7 +134,11 @@ class Examples:
             tokens += word
             ends += [end] * spoken + [max(end, paused)] * (len(word) - spoken)
         distil = (Distillation(0, clip.offset, clip.frames),)
-        return Example(samples, tuple(tokens), tuple(ends), clip.words is not None, distil)
+        return Example(_samples(clip), tuple(tokens), tuple(ends), clip.words is not None, distil)
+
+
+def _samples(clip: AlignedClip) -> np.ndarray:
+    return decoded(clip.audio).astype(np.float32) / 32768
 
 
 @cache

@@ -40,7 +40,7 @@ class Kind:
         return f"{self.name}.json"
 
 
-#: Of the causal Whisper: encoder and decoder.
+#: Of the causal Whisper: encoder and decoder. Some were taught to look more blocks ahead; served, all do.
 CARELESS = Kind("careless", {"lookahead_blocks": 1, "longest_delay_ms": round(1000 * LONGEST_DELAY_S)})
 #: Of the transducer's trunk (asr/transducer/trunk.py): the encoder alone, which never looks ahead.
 TRUNK = Kind("trunk", {"lookahead_blocks": 0, "frames_at_once": STACK})

@@ -98,7 +98,7 @@ class QueryBatch:
     cross_mask: Tensor  # (B, 1, Q, V T) bool, over all views of the frames, settled ones first
 
 
-def collate(queries: list[Queries], block: Tensor, views: int = 2) -> QueryBatch:
+def collate(queries: list[Queries], block: Tensor, views: int) -> QueryBatch:
     """Pads to one shape; a padded position sees only itself and the first chunk, and has no target.
 
     Args:

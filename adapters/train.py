@@ -44,9 +44,7 @@ class Recipe:
     encoder_rank: int = 128
     decoder_rank: int = 64
     distillation: float = 1.0
-    expectations: float = (
-        0.5  # share of the unmodified decoder's in what a token is to be, beside the token itself
-    )
+    expectations: float = 0.5  # weight of what the unmodified decoder expects, beside the token itself
     provisional: float = 0.5  # weight of the distillation of frames that have not settled
     cuts: int = 32  # wait queries per window
     masks: int = 2  # of SpecAugment, most, in time and in frequency
@@ -69,6 +67,10 @@ class Trainer:
         out: Path,
         start_from: Path | None = None,
     ) -> None:
+        if recipe.kept and start_from is None:
+            raise ValueError(
+                "nothing to keep a share of: name the adapter that the run began with (--start-from)"
+            )
         self.recipe, self.examples, self.features, self.out = recipe, examples, features, out
         self.start_from = start_from
         self.team = loop.Team.join()
@@ -76,7 +78,8 @@ class Trainer:
         self.vocabulary = model.vocabulary
         self.mel = LogMel(self.device)
         torch.manual_seed(recipe.seed)
-        self.unmodified = copy.deepcopy(model.decoder).requires_grad_(False)
+        embedding = model.decoder.token_embedding  # by far the largest part, which no adapter changes
+        self.unmodified = copy.deepcopy(model.decoder, {id(embedding): embedding}).requires_grad_(False)
         self.adapted = lora.attach(model, encoder_rank=recipe.encoder_rank, decoder_rank=recipe.decoder_rank)
         self.model = model
         self.weights = [p for p in self.adapted.parameters() if p.requires_grad]
@@ -125,9 +128,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         loop.save(state, self.out / CHECKPOINT)
-        lora.save(self.adapted, self.out / "adapter")
-        if self.start_from is not None and self.recipe.kept:
-            lora.lean(self.out / "adapter", self.start_from, self.recipe.kept)
+        lora.save(self.adapted, self.out / "adapter", begun=self.start_from, kept=self.recipe.kept)
         draw_curves(self.out)
 
     def _resume(self) -> None:
@@ -146,7 +147,10 @@ class Trainer:
 
     def _train_step(self, batch: list[Example]) -> dict[str, float]:
         rng = np.random.default_rng((self.recipe.seed, self.step, self.team.rank))
-        tau = int(rng.choice(list(BLOCKS), p=np.array(list(BLOCKS.values())) / sum(BLOCKS.values())))
+        of_all = np.random.default_rng(
+            (self.recipe.seed, self.step)
+        )  # short blocks cost more: nobody waits for them
+        tau = int(of_all.choice(list(BLOCKS), p=np.array(list(BLOCKS.values())) / sum(BLOCKS.values())))
         rate = self.recipe.learning_rate * loop.share_of_rate(
             self.step, self.recipe.steps, self.recipe.warmup, least=0.05
         )
@@ -161,7 +165,7 @@ class Trainer:
             spoken = [i for i, example in enumerate(batch) if example.transcribed]
             plans = [self._plan(batch[i], tau, rng) for i in spoken]
             words, waits, right = self._cross_entropy(
-                torch.cat([view[spoken] for view in views], dim=1),
+                torch.cat(views, dim=1)[spoken],
                 collate(plans, frame_blocks(n_frames, tau), len(views)) if plans else None,
                 self._expectations([batch[i] for i in spoken], plans),
             )
@@ -186,12 +190,13 @@ class Trainer:
         for row, example in zip(samples, batch, strict=True):
             row[: min(n, len(example.samples))] = torch.from_numpy(example.samples[:n])
         mel = self.mel.whole(samples.to(self.device))
-        for row in (row for row in mel for _ in range(self.recipe.masks)):
-            if rng.random() < 0.5:
-                width, start = rng.integers(1, self.recipe.freq_mask + 1), rng.integers(80)
-                row[start : start + width] = row.mean()
-                width, start = rng.integers(1, self.recipe.time_mask + 1), rng.integers(row.shape[1])
-                row[:, start : start + width] = row.mean()
+        for row in mel:
+            for _ in range(self.recipe.masks):
+                if rng.random() < 0.5:
+                    width, start = rng.integers(1, self.recipe.freq_mask + 1), rng.integers(80)
+                    row[start : start + width] = row.mean()
+                    width, start = rng.integers(1, self.recipe.time_mask + 1), rng.integers(row.shape[1])
+                    row[:, start : start + width] = row.mean()
         return mel
 
     def _distillation(self, batch: list[Example], encoded: Tensor) -> Tensor:
@@ -209,14 +214,13 @@ class Trainer:
 
     @torch.no_grad()
     def _expectations(self, batch: list[Example], plans: list[Queries]) -> list[Tensor | None]:
-        """For each example, what the unmodified decoder expects at each of its tokens: (n, V) probabilities.
+        """For each example, what the unmodified decoder expects at its due tokens: (n, text tokens) probabilities.
 
-        It has heard the whole clip, and the tokens before. What is joined, or at another speed, it has not heard
-        (None).
+        It has heard the whole clip (of a cropped one, what is left), and the tokens before. What is joined, or at
+        another speed, it has not heard (None).
         """
         start = len(self.vocabulary.prefix)
-        known = [i for i, example in enumerate(batch) if len(example.distil) == 1 and example.tokens]
-        known = [i for i in known if plans[i].n_text > start]
+        known = [i for i, e in enumerate(batch) if len(e.distil) == 1 and plans[i].n_text > start]
         expected: list[Tensor | None] = [None] * len(batch)
         if not known or not self.recipe.expectations:
             return expected
@@ -262,8 +266,8 @@ class Trainer:
         known = [(row, p) for row, p in zip(number, expected, strict=True) if p is not None]
         if known:
             at = torch.cat([row[start : start + len(p)] for row, p in known])
-            unlikely = -(torch.cat([p for _, p in known]) * likely[at, : self.vocabulary.eot]).sum(-1)
-            losses = losses.index_put((at,), torch.lerp(losses[at], unlikely, self.recipe.expectations))
+            unexpected = -(torch.cat([p for _, p in known]) * likely[at, : self.vocabulary.eot]).sum(-1)
+            losses = losses.index_put((at,), torch.lerp(losses[at], unexpected, self.recipe.expectations))
         is_word = targets != self.vocabulary.eot
         if not is_word.any():
             return losses.sum() * 0.0, losses.mean(), 0.0

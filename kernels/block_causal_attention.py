@@ -6,15 +6,12 @@ V T positions: its frames as they settle, then as they look one step before that
 A position sees what its own step of the stream computes, and what has settled by then.
 """
 
-from collections.abc import Sequence
-from typing import TypeVar
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from kernels.masked_attention import masked_attention, masked_attention_reference
-
-T = TypeVar("T")
 
 #: Frames of the newest view whose scores are computed at once: fewer skip more of the mask, more feed cores better.
 SEGMENT = 192
@@ -29,7 +26,7 @@ def steps_of(block: Tensor, views: int) -> Tensor:
     return torch.cat([block + behind for behind in reversed(range(views))])
 
 
-def block_causal_mask(block: Tensor, views: int = 2) -> Tensor:
+def block_causal_mask(block: Tensor, views: int) -> Tensor:
     """(V T, V T) bool, True where attention is allowed; arguments as `steps_of`."""
     step = steps_of(block, views)
     settled = torch.arange(len(step), device=block.device) < len(block)
@@ -59,55 +56,43 @@ def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Te
         from kernels import triton_block_causal
 
         return triton_block_causal.attention(q, k, v, block)
-    step, ranges = steps_of(block, views), _step_ranges(block, views)
-    # Frames [low, high) of each view are what the steps [first, last) compute.
-    spans = [
-        [(_edge(block, first - back), _edge(block, last - back)) for first, last in ranges]
-        for back in reversed(range(views))
-    ]
+    step, cuts = steps_of(block, views), _cuts(block, views)
+    m = len(cuts) - 1  # ranges of steps
+    # Frames [low, high) of each view are what the steps of each range compute.
+    edges = [[_edge(block, cut - back) for cut in cuts] for back in reversed(range(views))]
+    spans = [span for own in edges for span in pairwise(own)]
+    sizes = [high - low for low, high in spans]
     # Split once: the gradient of a split is one concatenation, that of a slice as large as what it is of.
-    sizes = [high - low for own in spans for low, high in own]
-    queries, keys, values = (_nested(x.split(sizes, dim=2), len(ranges)) for x in (q, k, v))
-    heads: list[list[Tensor]] = [[] for _ in range(views)]
-    for i in range(len(ranges)):
-        rows = torch.cat(
-            [torch.arange(low, high) + n * view for view, (low, high) in enumerate(_at(spans, i))]
-        )
-        known = torch.arange(spans[0][i][0])
-        seen = torch.cat([known, rows])
+    queries, keys, values = (x.split(sizes, dim=2) for x in (q, k, v))
+    heads = [q] * len(sizes)
+    for i in range(
+        m
+    ):  # every m-th part is of this range, one for each view; what has settled before are the first
+        rows = torch.cat([torch.arange(*span) + n * view for view, span in enumerate(spans[i::m])])
+        seen = torch.cat([torch.arange(edges[0][i]), rows])
         asking, asked = step[rows][:, None], step[seen][None, :]
-        allowed = torch.where(seen[None, :] < n, asked <= asking, asked == asking)
         found = masked_attention(
-            torch.cat(_at(queries, i), 2),
-            torch.cat([*keys[0][:i], *_at(keys, i)], 2),
-            torch.cat([*values[0][:i], *_at(values, i)], 2),
-            allowed,
+            torch.cat(queries[i::m], 2),
+            torch.cat([*keys[:i], *keys[i::m]], 2),
+            torch.cat([*values[:i], *values[i::m]], 2),
+            torch.where(seen[None, :] < n, asked <= asking, asked == asking),
         )
-        for own, part in zip(heads, found.split([x.shape[2] for x in _at(queries, i)], 2), strict=True):
-            own.append(part)
-    return torch.cat([part for own in heads for part in own], dim=2)
+        heads[i::m] = found.split(sizes[i::m], dim=2)
+    return torch.cat(heads, dim=2)
 
 
-def _step_ranges(block: Tensor, views: int) -> list[tuple[int, int]]:
-    """The steps [first, last) of a stream, as many together as have SEGMENT frames of new blocks."""
-    ranges, first, end = [], 0, int(block[-1]) + views
-    while first < end:
-        begin = _edge(block, first)
+def _cuts(block: Tensor, views: int) -> list[int]:
+    """Steps of a stream at which ranges of them end and begin, each with some SEGMENT frames of new blocks."""
+    cuts, end = [0], int(block[-1]) + views
+    while cuts[-1] < end:
+        begin = _edge(block, cuts[-1])
         newest = block[begin : begin + SEGMENT]
-        last = int(newest[-1]) + 1 if len(newest) else end  # no block is new any more: what is left settles
-        ranges.append((first, last))
-        first = last
-    return ranges
+        cuts.append(
+            int(newest[-1]) + 1 if len(newest) else end
+        )  # at last nothing is new, and what is left settles
+    return cuts
 
 
 def _edge(block: Tensor, step: int) -> int:
     """The first frame that belongs to block `step` or a later one."""
     return int(torch.searchsorted(block, step))
-
-
-def _nested(parts: Sequence[T], length: int) -> list[Sequence[T]]:
-    return [parts[start : start + length] for start in range(0, len(parts), length)]
-
-
-def _at(of_views: Sequence[Sequence[T]], i: int) -> list[T]:
-    return [own[i] for own in of_views]

@@ -52,7 +52,7 @@ def launches(dtype: torch.dtype) -> dict[str, Launch]:
 
     rows, slots = 16, of(16, dtype=torch.int64)
     cache = of(64, HEADS, CONTEXT, WIDTH)
-    chunk, token = of(rows, HEADS, 30, WIDTH), of(rows, HEADS, 1, WIDTH)
+    chunk, token = of(rows, HEADS, 45, WIDTH), of(rows, HEADS, 1, WIDTH)
     limits = of(rows, 1, dtype=torch.int64)
     window = rows_first(of(8, HEADS, VIEWS * 750, WIDTH))
     edges = triton_block_causal.block_edges(of(750, dtype=torch.int64), VIEWS)
@@ -63,7 +63,7 @@ def launches(dtype: torch.dtype) -> dict[str, Launch]:
     _, _, (of_span_queries, of_span_keys) = triton_adaptive_span.plan_backward(
         span_out, frames, frames, frames, right, span_out, span_lse, 64
     )
-    _, (of_chunk,) = triton_slots.plan_attention(chunk, cache, cache, slots, limits.expand(rows, 30), 1)
+    _, (of_chunk,) = triton_slots.plan_attention(chunk, cache, cache, slots, limits.expand(rows, 45), 1)
     _, (of_token, join) = triton_slots.plan_attention(token, cache, cache, slots, limits, 4)
     return {
         "block_causal forward": forward,

@@ -37,8 +37,8 @@ def block_edges(block: Tensor, views: int) -> Tensor:
 def locate_queries(
     edges: tl.tensor, n_frames: tl.tensor, views: tl.constexpr, tile_q: tl.constexpr
 ) -> tl.tuple:
-    """This program's queries: their view, frames and last frame, and the row of `edges` that tells how many settled
-    frames each knows. The rows behind it bound what each sees in views 1, 2, ..."""
+    """This program's queries: their view, frames, first and last frame, and the row of `edges` that tells how many
+    settled frames each knows. The rows behind it bound what each sees in views 1, 2, ..."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those that see most go first
     view, first = tile % views, tile // views * tile_q
     last = tl.minimum(first + tile_q, n_frames) - 1
@@ -207,12 +207,8 @@ def key_gradient_kernel(
 class _BlockCausal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> Tensor:
-        q, k, v, edges = (
-            rows_first(q),
-            rows_first(k),
-            rows_first(v),
-            block_edges(block, q.shape[2] // len(block)),
-        )
+        q, k, v = rows_first(q), rows_first(k), rows_first(v)
+        edges = block_edges(block, q.shape[2] // len(block))
         out, lse, launch = plan_forward(q, k, v, edges)
         launch.run()
         ctx.save_for_backward(q, k, v, out, lse, edges)
@@ -250,11 +246,8 @@ def plan_forward(q: Tensor, k: Tensor, v: Tensor, edges: Tensor) -> tuple[Tensor
         "n_frames": n_frames, "heads": heads, "scale": width**-0.5,
         "views": views, "width": width, "tile_q": tile_q, "tile_k": tile_k, "tile_d": tile_of(width),
     }  # fmt: skip
-    return (
-        out,
-        lse,
-        Launch(forward_kernel, (views * tiles(n_frames, tile_q), batch * heads), arguments, warps, 3),
-    )
+    grid = (views * tiles(n_frames, tile_q), batch * heads)
+    return out, lse, Launch(forward_kernel, grid, arguments, warps, 3)
 
 
 def plan_backward(
@@ -282,10 +275,8 @@ def plan_backward(
         "tile_q": 32,
         "tile_k": 32 if exact else 128,
     }
-    n_queries, n_keys = (
-        views * tiles(n_frames, of_queries["tile_q"]),
-        views * tiles(n_frames, of_keys["tile_k"]),
-    )
+    n_queries = views * tiles(n_frames, of_queries["tile_q"])
+    n_keys = views * tiles(n_frames, of_keys["tile_k"])
     warps = 4 if exact else 8
     return (q_grad, k_grad, v_grad), [
         Launch(query_gradient_kernel, (n_queries, batch * heads), shared | of_queries, warps, 3),

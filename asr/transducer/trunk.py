@@ -1,6 +1,6 @@
 """Log-mel frames -> trunk features at 25 Hz: Whisper's encoder, strictly causal, and a learned mix of its layers.
 
-Where asr/encoder.py looks a block ahead and encodes it twice, nothing here is ever computed again: a frame attends
+Where asr/encoder.py looks ahead and encodes blocks again, nothing here is ever computed again: a frame attends
 to all frames before it and to the one it is paired with, so the features do not depend on how the audio was cut into
 chunks. All looking ahead is left to the layers behind (asr/transducer/encoder.py), which learn when it pays.
 

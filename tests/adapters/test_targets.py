@@ -53,7 +53,9 @@ def test_a_plan_worked_out_by_hand() -> None:
 
 def test_masks_worked_out_by_hand() -> None:
     short = Queries([100, 101, 102, 101], [0, 1, 2, 1], [1, 1, 2, 3], [IGNORED, 5, EOT, EOT], n_text=3)
-    batch = collate([short, Queries([100], [0], [2], [EOT], n_text=1)], block=torch.tensor([0, 0, 1, 2]))
+    batch = collate(
+        [short, Queries([100], [0], [2], [EOT], n_text=1)], block=torch.tensor([0, 0, 1, 2]), views=2
+    )
     assert batch.self_mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
     assert batch.cross_mask[0, 0].int().tolist() == [
         # settled    provisional

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,31 @@ def test_what_comes_out_keeps_a_share_of_what_it_began_with(
         torch.testing.assert_close(weight.float(), expected, atol=1e-3, rtol=1e-3)
 
 
+def test_a_share_of_nothing_is_refused(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--start-from"):
+        make_trainer(tmp_path, replace(RECIPE, kept=0.3))
+
+
+@pytest.mark.parametrize("masks", [0, 1, 3])
+def test_masks_are_as_many_as_the_recipe_says_at_most(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, masks: int
+) -> None:
+    """A mask in frequency changes whole bins, one in time whole frames."""
+    trainer = make_trainer(tmp_path)
+    batch, _ = drawn(trainer, WHOLE)
+    trainer.recipe = replace(RECIPE, masks=0)
+    plain = trainer._mel(batch[:1], 15, np.random.default_rng(0))[0]
+    trainer.recipe = replace(RECIPE, masks=masks)
+    n_changed = 0
+    for seed in range(30):
+        changed = trainer._mel(batch[:1], 15, np.random.default_rng(seed))[0] != plain
+        bins = changed.all(dim=1).int().tolist()
+        bands = sum(now > before for before, now in pairwise([0, *bins]))
+        assert bands <= masks
+        n_changed += int(changed.any())
+    assert n_changed == 0 if masks == 0 else 10 <= n_changed <= 30
+
+
 def drawn(trainer: Trainer, augmentation: Augmentation) -> tuple[list[Example], list[Queries]]:
     """Two clips whose words are known, and their questions."""
     trainer.examples.augmentation = augmentation
@@ -154,14 +180,20 @@ def drawn(trainer: Trainer, augmentation: Augmentation) -> tuple[list[Example], 
     return batch, [trainer._plan(example, 15, np.random.default_rng(0)) for example in batch]
 
 
-UNTOUCHED = Augmentation(silence_only=0, crop=0, join=0, speed=0)
+WHOLE = Augmentation(silence_only=0, crop=0, join=0, speed=0)
 
 
+@pytest.mark.parametrize("crop", [0, 1])
+@torch.no_grad()
 def test_the_unmodified_decoder_is_asked_about_every_token(
-    make_trainer: Callable[..., Trainer], tmp_path: Path
+    make_trainer: Callable[..., Trainer], make_tiny: Callable[[int], Whisper], tmp_path: Path, crop: int
 ) -> None:
-    trainer = make_trainer(tmp_path)
-    batch, plans = drawn(trainer, UNTOUCHED)
+    trainer, unmodified = make_trainer(tmp_path), make_tiny(0).decoder
+    with torch.no_grad():  # as if it had learnt something
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    batch, plans = drawn(trainer, replace(WHOLE, crop=crop))
     prefix, n_vocabulary = trainer.vocabulary.prefix, trainer.vocabulary.eot
     for example, queries, expected in zip(batch, plans, trainer._expectations(batch, plans), strict=True):
         assert expected is not None and expected.shape == (queries.n_text - len(prefix), n_vocabulary)
@@ -170,8 +202,8 @@ def test_the_unmodified_decoder_is_asked_about_every_token(
         sequence = torch.tensor([[*prefix, *queries.tokens[len(prefix) : queries.n_text]]])
         width = sequence.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool).tril()[None, None]
-        hidden = trainer.unmodified(sequence, features, torch.arange(width)[None], causal, None)
-        alone = trainer.unmodified.project(hidden[0, len(prefix) - 1 : -1])[:, :n_vocabulary].softmax(-1)
+        hidden = unmodified(sequence, features, torch.arange(width)[None], causal, None)
+        alone = unmodified.project(hidden[0, len(prefix) - 1 : -1])[:, :n_vocabulary].softmax(-1)
         torch.testing.assert_close(expected, alone, atol=1e-5, rtol=1e-3)
 
 
@@ -180,7 +212,7 @@ def test_it_is_not_asked_about_what_it_has_not_heard(
     make_trainer: Callable[..., Trainer], tmp_path: Path, change: dict[str, float]
 ) -> None:
     trainer = make_trainer(tmp_path)
-    batch, plans = drawn(trainer, replace(UNTOUCHED, **change))
+    batch, plans = drawn(trainer, replace(WHOLE, **change))
     assert trainer._expectations(batch, plans) == [None] * len(batch)
 
 
@@ -189,9 +221,9 @@ def test_expectations_take_their_share_of_the_loss(
 ) -> None:
     """Who expects just the tokens changes nothing; who expects others, as much as the recipe says."""
     trainer = make_trainer(tmp_path)
-    _, plans = drawn(trainer, UNTOUCHED)
+    _, plans = drawn(trainer, WHOLE)
     block = torch.arange(100)
-    queries = collate(plans, block)
+    queries = collate(plans, block, views=2)
     encoded = torch.randn(2, 200, WIDTH, generator=torch.Generator().manual_seed(0))
     n_vocabulary = trainer.vocabulary.eot
 

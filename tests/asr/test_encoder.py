@@ -1,4 +1,4 @@
-"""The encoder, a block ahead: a stream, the same all at once and, with nothing masked, Whisper's own."""
+"""The encoder, 600 ms ahead: a stream, the same all at once and, with nothing masked, Whisper's own."""
 
 import pytest
 import torch
@@ -60,18 +60,24 @@ def test_all_at_once_equals_the_stream(tiny: Whisper, block: int) -> None:
     n_frames = n_blocks * block - FRAME_LOOKAHEAD
     mel = torch.randn(2, 80, MEL_PER_FRAME * n_frames + 1, generator=torch.Generator().manual_seed(0))
     state, rows = encoder.init_state(2, block), torch.arange(2)
-    settled, provisional = torch.zeros(2, 0, 8), []
+    settled, provisional, between = torch.zeros(2, 0, 8), [], []
     for part in mel.split(2 * block, dim=2):
         features, replaced, _ = encoder.step(part, state, rows)
         if features.shape[1]:
             kept = settled.shape[1] - replaced
             settled = torch.cat([settled[:, :kept], features], 1) if kept else features
             provisional.append(features[:, replaced:])
+            if len(provisional) > 1:  # the block before, seen with one behind it
+                between.append(features[:, : features.shape[1] - block][:, -len(provisional[-2][0]) :])
     # An odd mel frame more than the pass at once takes: its last frame's right neighbour is padding.
-    at_once, *_, guessed = encoder.forward_blocks(torch.cat([mel, torch.zeros(2, 80, 1)], dim=2), block)
+    at_once, *middle, guessed = encoder.forward_blocks(torch.cat([mel, torch.zeros(2, 80, 1)], dim=2), block)
     newest = int(state.recent_fill[0])
     torch.testing.assert_close(settled[:, :-newest], at_once[:, : n_frames - newest], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(torch.cat(provisional, 1), guessed[:, :n_frames], atol=1e-4, rtol=1e-4)
+    for view in middle:
+        seen = torch.cat(between, 1)
+        torch.testing.assert_close(seen, view[:, : seen.shape[1]], atol=1e-4, rtol=1e-4)
+    assert len(middle) == blocks_ahead(block) - 1
     assert not torch.allclose(at_once[:, : n_frames - newest], guessed[:, : n_frames - newest], atol=1e-2)
 
 
