@@ -147,9 +147,8 @@ class Trainer:
 
     def _train_step(self, batch: list[Example]) -> dict[str, float]:
         rng = np.random.default_rng((self.recipe.seed, self.step, self.team.rank))
-        of_all = np.random.default_rng(
-            (self.recipe.seed, self.step)
-        )  # short blocks cost more: nobody waits for them
+        # The same in every process: short blocks cost more, and none waits for another.
+        of_all = np.random.default_rng((self.recipe.seed, self.step))
         tau = int(of_all.choice(list(BLOCKS), p=np.array(list(BLOCKS.values())) / sum(BLOCKS.values())))
         rate = self.recipe.learning_rate * loop.share_of_rate(
             self.step, self.recipe.steps, self.recipe.warmup, least=0.05
